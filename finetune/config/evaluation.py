@@ -1,0 +1,51 @@
+"""Sections `score`, `gates`, `privacy`, `handoff` and `tracking`: what decides, what is shown, what is handed over."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune.config.section import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Score(Section):
+    shots: Annotated[int, Field(ge=0, le=16)] = 4
+    """Worked examples in the few-shot base prompt, drawn from the training rows."""
+    batch_tokens: Positive = 4096
+    """Prompt tokens in one generation batch."""
+    resamples: Annotated[int, Field(ge=1000)] = 10_000
+    """Bootstrap resamples of groups for the 95 % intervals."""
+    general_tokens: Positive = 8_000
+    """Tokens of each kind of general text on which perplexity is measured."""
+    parity_prompts: Positive = 24
+    """Prompts on which the merged model is held against the adapter."""
+
+
+class Gates(Section):
+    """Limits that HANDOFF enforces; null: the gate is not asked for."""
+
+    gain_above: float | None = 0.0
+    """The lower end of the main task's 95 % interval (tuned - best of base and majority) must exceed this."""
+    perplexity_rise_max: Annotated[float, Field(ge=0)] | None = 0.05
+    """Largest rise of general perplexity, as a fraction, on every kind of general text."""
+    parity_kl_mean_max: Annotated[float, Field(ge=0)] | None = 1e-3
+    """Largest mean KL(adapter || merged) in nats a position."""
+
+
+class Privacy(Section):
+    samples: Literal["none", "redacted", "full"] = "redacted"
+    """What text of the evaluation rows may enter report, tracker and bundle."""
+
+
+class Handoff(Section):
+    accepted_by: str | None = None
+    """Who accepts a bundle whose gates failed; needs `reason`, and both are shown in red."""
+    reason: str | None = None
+
+
+class Tracking(Section):
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """The environment variable WANDB_MODE wins."""
+    project: str = "finetune"
+    entity: str | None = None

@@ -1,0 +1,34 @@
+"""Section `machine`: processes, memory and layout. How fast a thing ran is never part of its identity."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from finetune.config.section import Section
+
+Positive = Annotated[int, Field(ge=1)]
+Layout = Literal["single", "ddp", "zero3"]
+
+
+class Machine(Section):
+    name: str
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    nodes: Positive = 1
+    processes: Positive = 1
+    """Processes over all nodes: one for each GPU."""
+    layout: Layout = "single"
+    gpu: str | None = None
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    host_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Host memory of one node; null: what this machine has."""
+    per_device_batch_size: Positive | None = None
+    """null: the largest that the planner says fits."""
+    gradient_checkpointing: bool | None = None
+    """null: on for CUDA, off for CPU."""
+    threads: Positive | None = None
+    """CPU threads of each process; null: cores divided by local processes."""
+    tflops: Annotated[float, Field(gt=0)] | None = None
+    """Peak dense bf16 TFLOP/s of one device, for the planner."""
+    usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    deepspeed: dict[str, Any] | None = None
+    """The one and only DeepSpeed config, handed to TrainingArguments(deepspeed=...)."""

@@ -1,0 +1,57 @@
+"""The Recipe: one YAML loaded, checked and frozen."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune.config.data import Prepare, Replay, Source, Task, TextUse
+from finetune.config.evaluation import Gates, Handoff, Privacy, Score, Tracking
+from finetune.config.machine import Machine
+from finetune.config.model import Model
+from finetune.config.section import Section
+from finetune.config.training import Cpt, Dpo, Method, Sft
+
+TrainingStage = Literal["cpt", "sft", "dpo"]
+
+
+class Recipe(Section):
+    """The domain, its data, its tasks, its stages, its gates, and how and where they run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Names the work folder and the runs."""
+    title: str
+    description: str
+    language: Literal["en", "zh"] = "en"
+    licence: str
+    """Licence of what is made from this data, for the model card."""
+    limits: str = ""
+    """What the result must not be used for, for the model card."""
+    stages: tuple[TrainingStage, ...]
+    """Training stages in order; PREPARE, SCORE, MERGE and HANDOFF always run."""
+    seed: int = 0
+    work: str
+    """Folder for everything that is made: work/<recipe>."""
+    data_root: str
+    """Folder that holds the documents."""
+    sources: dict[str, Source]
+    tasks: dict[str, Task]
+    text: tuple[TextUse, ...] = ()
+    general: dict[str, TextUse]
+    """Kind -> general text on which forgetting is measured; never trained on."""
+    replay: Replay | None = None
+    prepare: Prepare = Prepare()
+    cpt: Cpt
+    sft: Sft
+    dpo: Dpo
+    model: Model
+    method: Method
+    machine: Machine
+    score: Score = Score()
+    gates: Gates = Gates()
+    privacy: Privacy = Privacy()
+    handoff: Handoff = Handoff()
+    tracking: Tracking = Tracking()
+
+    @property
+    def main_task(self) -> str:
+        return next(name for name, task in self.tasks.items() if task.main)

@@ -1,0 +1,63 @@
+"""Sections `method`, `cpt`, `sft`, `dpo`: how an adapter is trained. `trl`, `lora` and `bnb` keep upstream's names."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from finetune.config.section import Section
+
+Positive = Annotated[int, Field(ge=1)]
+Upstream = dict[str, Any]
+
+
+class Method(Section):
+    name: Literal["lora", "qlora"]
+    lora: Upstream = {}
+    """Keys of peft.LoraConfig, handed on unchanged."""
+    bnb: Upstream | None = None
+    """Keys of transformers.BitsAndBytesConfig; null trains on the unquantised base."""
+
+
+class Training(Section):
+    """What CPT, SFT and DPO share."""
+
+    batch_size: Positive
+    """Rows for one optimiser step over all processes together (per device x processes x accumulation)."""
+    max_length: Positive
+    """Longest row in tokens."""
+    max_steps: Positive | None = None
+    """Optimiser steps; null: num_train_epochs of trl decides."""
+    save_steps: Positive = 20
+    """A checkpoint to resume from after so many steps."""
+    eval_steps: Positive = 20
+    log_steps: Positive = 5
+    trl: Upstream = {}
+    """Further keys of the TRL config class, handed on unchanged."""
+
+
+class Cpt(Training):
+    """Continued pre-training on the recipe's `text`, every token supervised."""
+
+
+class Sft(Training):
+    """Supervised fine-tuning: only what the model must emit is supervised, end of turn included."""
+
+    packing: bool = False
+    """Pack several rows into one sequence, without attention across rows."""
+
+
+class Pairs(Section):
+    """On-policy preferences: answers sampled from the SFT model, ranked by the task's own metric."""
+
+    prompts: Positive = 48
+    """Training prompts of the main task to sample for."""
+    samples: Annotated[int, Field(ge=1, le=16)] = 2
+    """Answers sampled for each prompt, beside the gold answer."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class Dpo(Training):
+    """Direct preference optimisation; the reference is the frozen adapter it starts from."""
+
+    pairs: Pairs | None = Pairs()
+    """null: only the ready-made preferences of the corpus are used."""

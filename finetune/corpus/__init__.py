@@ -1,0 +1,1 @@
+"""Documents to prepared, tokenised records. Nothing here imports torch."""

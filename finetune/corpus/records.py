@@ -1,0 +1,83 @@
+"""Records: one item of data. `Text` for continued pre-training, `Chat` for SFT and evaluation, `Preference` for DPO."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Mode = Literal["plain", "think"]
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of running text: `group` is what a split must not cut through (document, patient, machine)."""
+
+    id: str
+    text: str
+    source: str
+    line: int
+    group: str
+    kind: str = "domain"
+
+    def to_json(self) -> str:
+        return _line(self)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation in OpenAI message form whose last message is the assistant's gold answer.
+
+    `mode` is `think` when the supervised turns carry `reasoning_content`, else `plain`. `source` and `line` say which
+    file and which line (or part) the record came from.
+    """
+
+    id: str
+    task: str
+    messages: tuple[Message, ...]
+    source: str
+    line: int
+    group: str
+    mode: Mode = "plain"
+    tools: tuple[dict[str, Any], ...] = field(default=())
+
+    @property
+    def prompt(self) -> list[Message]:
+        return list(self.messages[:-1])
+
+    @property
+    def answer(self) -> str:
+        return str(self.messages[-1]["content"])
+
+    def to_json(self) -> str:
+        return _line(self)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Chat":
+        raw = json.loads(line)
+        return cls(**{**raw, "messages": tuple(raw["messages"]), "tools": tuple(raw.get("tools", ()))})
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt with a better and a worse answer. `origin` says where the worse one came from."""
+
+    id: str
+    task: str
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    origin: Literal["ready", "on_policy", "corrupted"]
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+
+    def to_json(self) -> str:
+        return _line(self)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Preference":
+        raw = json.loads(line)
+        return cls(**{**raw, "messages": tuple(raw["messages"])})
+
+
+def _line(record: Any) -> str:
+    return json.dumps(asdict(record), ensure_ascii=False, sort_keys=True)
