@@ -7,7 +7,6 @@ SmolLM2-135M-Instruct is in a registry only as a GGUF, quantised to Q4_1. transf
 can be neither trained nor saved and lacks the tokenizer's digit splitting, so the file is converted instead.
 """
 
-import ctypes
 import hashlib
 import importlib.util
 import json
@@ -321,7 +320,8 @@ def _write_tiny_qwen3(out: Path, shape: Mapping[str, Any]) -> None:
 def _qwen3_template() -> str:
     """Qwen3's chat template as the installed trl ships it; trl is found, not imported (that takes seconds)."""
     spec = importlib.util.find_spec("trl")
-    assert spec and spec.submodule_search_locations, "trl is not installed: type `make setup`"
+    assert spec is not None, "trl is not installed: type `make setup`"
+    assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0], "chat_templates", "qwen3.jinja").read_text(encoding="utf-8")
 
 
@@ -347,9 +347,7 @@ def _save_bfloat16(tensors: Mapping[str, Any], path: Path) -> None:
     from safetensors import TensorSpec, serialize_file
 
     specs = {
-        name: TensorSpec(
-            dtype="bfloat16", shape=bits.shape, data_ptr=bits.ctypes.data_as(ctypes.c_void_p).value, data_len=bits.nbytes
-        )
+        name: TensorSpec(dtype="bfloat16", shape=bits.shape, data_ptr=bits.ctypes.data, data_len=bits.nbytes)
         for name, bits in tensors.items()
     }
     serialize_file(specs, path, metadata={"format": "pt"})

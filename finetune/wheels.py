@@ -91,7 +91,7 @@ def fetch(wheels: Iterable[Wheel] = PINNED_WHEELS) -> list[Wheel]:
                 for wheel in missing
             )
         for wheel in missing:
-            os.replace(Path(scratch, wheel.filename), folder / wheel.filename)
+            Path(scratch, wheel.filename).replace(folder / wheel.filename)
     return missing
 
 
