@@ -1,0 +1,129 @@
+"""The `finetune` command. Its subcommands run the very same functions as the main job."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune import __version__
+from finetune.errors import RecipeError
+
+EPILOG = """examples:
+  finetune plan recipe=legal model=qwen3_32b machine=a100x8
+  finetune train recipe=legal model=smollm2_135m
+  finetune verify work/legal/bundle --deep
+the main job over several GPUs: accelerate launch finetune/train.py recipe=legal"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune", description="From a folder of domain documents to a checkpoint that a serving team can trust.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"finetune {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("train", _train, "the main job on one process: documents to bundle"),
+        ("plan", _plan, "memory, disk, time and cost before anything starts"),
+        ("prepare", _prepare, "documents to tokenised examples, ledger and datasheet, nothing more"),
+        ("config", _config, "the resolved configuration, as YAML"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("words", nargs="*", metavar="key=value", help="recipe=legal model=... any.key=value")
+        command.add_argument("--config-dir", type=Path, help="folder with private recipes (*.yaml) and groups")
+        if name == "plan":
+            command.add_argument("--json", action="store_true", help="the same facts as JSON")
+        command.set_defaults(run=run)
+    merge = commands.add_parser("merge", help="merge a PEFT adapter into its base, tensor by tensor")
+    merge.add_argument("--base", type=Path, required=True)
+    merge.add_argument("--adapter", type=Path, required=True)
+    merge.add_argument("--out", type=Path, required=True)
+    merge.set_defaults(run=_merge)
+    verify = commands.add_parser("verify", help="check a checkpoint or bundle as its receiver would")
+    verify.add_argument("directory", type=Path)
+    verify.add_argument("--deep", action="store_true", help="also hashes and finite values, with progress")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from finetune.train import main as train
+
+    folder = [f"--config-dir={options.config_dir}"] if options.config_dir else []
+    return train([*options.words, *folder])
+
+
+def _plan(options: argparse.Namespace) -> int:
+    import json
+
+    from finetune.checks import check
+    from finetune.config import load
+    from finetune.memory import here, plan, resolve_machine
+
+    recipe = load(options.words, config_dir=options.config_dir)
+    recipe = recipe.model_copy(update={"machine": resolve_machine(recipe.machine, here())})
+    problems = check(recipe)
+    if problems:
+        raise RecipeError(problems)
+    planned = plan(recipe)
+    print(json.dumps(planned.to_json(), indent=1) if options.json else planned.render())
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from finetune.artifacts import build
+    from finetune.base import find_base
+    from finetune.corpus import prepare
+    from finetune.corpus.read import find_documents
+    from finetune.train import identity, ready
+
+    recipe = ready(options.words, options.config_dir)
+    prepared = build(
+        prepare.STAGE, identity(recipe, prepare), root=Path(recipe.work),
+        inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, Path(recipe.data_root))},
+    )  # fmt: skip
+    print(f"prepared: {prepared.path}\ndatasheet: {prepared.file('datasheet.html')}")
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    import yaml
+
+    from finetune.config import load
+
+    recipe = load(options.words, config_dir=options.config_dir)
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from finetune.merge import merge_adapter
+
+    merge_adapter(options.base, options.adapter, options.out, say=lambda line: print(line, flush=True))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from finetune.verify import verify
+
+    problems = verify(options.directory, deep=options.deep)
+    if problems:
+        raise RecipeError(problems)
+    print(f"{options.directory}: nothing wrong found" + ("" if options.deep else " (add --deep for hashes and values)"))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    raise SystemExit(main())

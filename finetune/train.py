@@ -1,0 +1,163 @@
+"""The main job: `accelerate launch finetune/train.py recipe=legal [model=] [method=] [machine=] [any.key=value]`.
+
+The pipeline on one screen, and the only file that knows the order of the stages.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Launched as a script, Python puts this folder first on the path; modules are imported as finetune.* instead.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+# Idle threads must sleep, not spin: a step went from 3.7 to 22 s when another process used a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from finetune.artifacts import Artifact, Stage  # noqa: E402
+from finetune.config import Recipe, load  # noqa: E402
+from finetune.errors import RecipeError  # noqa: E402
+from finetune.ranks import build_first, build_in_child, build_together, is_first  # noqa: E402
+
+USAGE = """usage: accelerate launch finetune/train.py recipe=NAME [model=] [method=lora|qlora] [machine=] [tracking=]
+                                           [stages=[sft,dpo]] [any.key=value] [--config-dir DIR]
+see also: finetune --help; finetune plan recipe=NAME"""
+
+
+def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
+    """PREPARE, the training stages, then SCORE, MERGE, proof and HANDOFF. Returns the bundle's directory."""
+    from finetune import dpo, handoff, merge, pairs, proof, sft
+    from finetune.base import find_base
+    from finetune.corpus import prepare
+    from finetune.corpus.read import find_documents
+    from finetune.handoff.publish import link_bundle
+    from finetune.score import stage as score
+    from finetune.tracking import Tracker
+
+    work = Path(recipe.work)
+    work.mkdir(parents=True, exist_ok=True)
+    base = find_base(recipe.model)
+    machine = recipe.machine.model_dump(mode="json")
+    done: dict[str, Artifact] = {}
+
+    def child(module: Any, live: dict[str, Any], **inputs: Artifact) -> Artifact:
+        stage: Stage = module.STAGE
+        done[stage.name] = build_in_child(
+            stage, module.__name__, identity(recipe, module), root=work, inputs=inputs, say=say, live=live
+        )
+        return done[stage.name]
+
+    documents = find_documents(recipe.sources, Path(recipe.data_root))
+    prepared = done["prepare"] = build_first(
+        prepare.STAGE, identity(recipe, prepare), root=work, inputs={"base": base, "documents": documents}, say=say
+    )
+    adapter: Artifact | None = None
+    with Tracker.open(recipe, work) as tracker:
+        tracker.follow(prepared)
+        for name in recipe.stages:
+            inputs = {"base": base, "prepared": prepared}
+            stage, module = {"cpt": (sft.CPT_STAGE, sft), "sft": (sft.SFT_STAGE, sft), "dpo": (dpo.STAGE, dpo)}[name]
+            if name == "dpo":
+                assert adapter is not None, "checks.py asks for sft before dpo"
+                inputs |= {"adapter": adapter}
+                inputs |= {"preferences": child(pairs, {"machine": machine}, **inputs)}
+            elif adapter is not None:
+                inputs |= {"start": adapter}
+            adapter = done[name] = build_together(
+                stage, identity(recipe, module), root=work, inputs=inputs, say=say, machine=recipe.machine,
+                tracker=tracker,
+            )  # fmt: skip
+            tracker.follow(adapter)
+        assert adapter is not None, "checks.py asks for at least one training stage"
+        if not is_first():
+            return work / "bundle"
+        scores = child(score, {"machine": machine}, base=base, prepared=prepared, adapter=adapter)
+        checkpoint = child(merge, {}, base=base, adapter=adapter)
+        parity = child(
+            proof, {"machine": machine}, base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint
+        )
+        tracker.follow(scores, parity)
+        facts = {
+            "timings": {name: artifact.manifest["seconds"] for name, artifact in done.items()},
+            "adapters": {name: str(done[name].path) for name in recipe.stages},
+            "config": recipe.model_dump(mode="json"),
+        }
+        bundle = child(
+            handoff, {"run_facts": facts}, base=base, prepared=prepared, adapter=adapter, scores=scores,
+            checkpoint=checkpoint, proof=parity,
+        )  # fmt: skip
+    return link_bundle(bundle, work)
+
+
+def identity(recipe: Recipe, module: Any) -> dict[str, Any]:
+    """The part of the recipe that changes this stage's result, and nothing else: `Config` of the stage's module.
+
+    Weights are known by the digest of the `base` input, so where they lie does not matter.
+    """
+    fields = {name: getattr(recipe, name) for name in module.Config.model_fields}
+    if "model" in fields:
+        fields["model"] = recipe.model.model_copy(update={"path": None})
+    plain: dict[str, Any] = module.Config(**fields).model_dump(mode="json")
+    return plain
+
+
+def ready(words: Sequence[str], config_dir: Path | None = None) -> Recipe:
+    """The checked recipe with its machine resolved; a RecipeError with the plan when this machine cannot hold it."""
+    from finetune.checks import check
+    from finetune.memory import here, plan, resolve_machine
+
+    recipe = load(words, config_dir=config_dir)
+    recipe = recipe.model_copy(update={"machine": resolve_machine(recipe.machine, here())})
+    problems = check(recipe)
+    if problems:
+        raise RecipeError(problems)
+    planned = plan(recipe)
+    if not planned.fits:
+        if is_first():
+            print(planned.render())
+        raise RecipeError(planned.problems)
+    return recipe
+
+
+def main(words: Sequence[str]) -> int:
+    if not words or {"-h", "--help"} & set(words):
+        print(USAGE)
+        return 0
+    say = print_line if is_first() else (lambda line: None)
+    try:
+        config_dir, words = split_config_dir(words)
+        recipe = ready(words, config_dir)
+        bundle = run(recipe, say)
+    except RecipeError as error:
+        if is_first():
+            print(error, file=sys.stderr)
+        return 2
+    say(f"bundle: {bundle}")
+    say(f"report: {bundle / 'report.html'}")
+    say(f"next:   finetune verify {bundle} && less {bundle / 'serve.sh'}")
+    return 0
+
+
+def split_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config-dir DIR` (or `--config-dir=DIR`) out of the words."""
+    rest, folder = list(words), None
+    for index, word in enumerate(rest):
+        if word.startswith("--config-dir="):
+            folder = Path(rest.pop(index).partition("=")[2])
+            break
+        if word == "--config-dir":
+            if index + 1 == len(rest):
+                raise RecipeError.one(word, None, "needs a folder", "--config-dir mine/")
+            folder = Path(rest.pop(index + 1))
+            rest.pop(index)
+            break
+    return folder, rest
+
+
+def print_line(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
