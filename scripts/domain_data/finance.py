@@ -1,0 +1,77 @@
+"""data/finance: a glossary of finance and commerce, US-GAAP tags with statement and section."""
+
+import json
+import re
+from pathlib import Path
+
+from domain_data.documents import Block, write_csv, write_html, write_markdown
+from domain_data.heldout import is_held_out
+from domain_data.sources import Shipped
+from domain_data.wordnet import MEMBER, Nouns
+
+TAGS = "edgar/xbrl/standardization/gaap_mappings.json"
+FINANCE_TOPICS = ("01098698", "01134037", "06150633", "01100273", "01100658", "06149484", "04323026", "00618734")
+"""finance (three senses), banking (two), economics, stock market, accounting"""
+FINANCE_ROOTS = (
+    "00032613", "06472025", "08054721", "06685754", "06516595", "06516955", "13416345", "13353607",
+    "09761403", "10090020", "05145118", "01134037",
+)
+"""possession, commercial document, financial institution, surety, financial statement, bill, certificate,
+capital, accountant, financier, price, finance"""
+
+
+def build(unpacked: dict[str, Path], out: Path) -> list[Shipped]:
+    folder = out / "finance"
+    nouns = Nouns(unpacked["wordnet-base"])
+    glossary = nouns.choose(FINANCE_ROOTS, FINANCE_TOPICS)
+    blocks: list[Block] = [("h1", "Finance glossary"), ("p", "WordNet 3.0: term, definition, broader term, entry.")]
+    for synset in glossary:
+        definition = synset.gloss.replace("[", "(").replace("]", ")")
+        blocks.append(("p", f"{synset.words[0]} — {definition} [{nouns.broader(synset)}; {synset.offset}]"))
+    write_html(folder / "finance_glossary.html", "Finance glossary", blocks)
+    tags = _tags(unpacked["edgartools"] / TAGS)
+    write_csv(folder / "gaap_tags.csv", tags)
+    lines = sorted({(tag["statement"], tag["section"], tag["line"]) for tag in tags})
+    outline: list[Block] = [("h1", "Standard lines of the financial statements")]
+    above = ("", "")
+    for statement, section, line in lines:
+        if statement != above[0]:
+            outline.append(("h2", statement))
+        if (statement, section) != above:
+            outline.append(("h3", section))
+        above = (statement, section)
+        outline.append(("p", f"- {line}"))
+    write_markdown(folder / "statement_lines.md", outline)
+    return [
+        Shipped(
+            "finance/finance_glossary.html", "wordnet-base", MEMBER, len(glossary),
+            "topics finance, banking, economics, stock market, accounting; below possession, commercial document, "
+            "financial institution and so on; definition without examples; held-out offsets left out",
+        ),
+        Shipped(
+            "finance/gaap_tags.csv", "edgartools", TAGS, len(tags),
+            "tags (US-GAAP, and IFRS ones that the mapping lists without a prefix) with one standard line, a statement "
+            "and a section; ambiguous, prefixed and held-out tags left out; "
+            "`words` is the tag cut at its capitals",
+        ),
+        Shipped(
+            "finance/statement_lines.md", "edgartools", TAGS, len(lines),
+            "the distinct statement, section and line of gaap_tags.csv as an outline",
+        ),
+    ]
+
+
+def _tags(path: Path) -> list[dict[str, str]]:
+    rows = []
+    for tag, entry in sorted(json.loads(path.read_text(encoding="utf-8")).items()):
+        usable = re.fullmatch(r"[A-Z][A-Za-z0-9]+", tag) and entry.get("statement") and entry.get("section")
+        if not usable or entry.get("ambiguous") or len(entry["standard_tags"]) != 1 or is_held_out(tag):
+            continue
+        rows.append({
+            "tag": tag,
+            "words": " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+|\d+", tag)),
+            "statement": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", entry["statement"]),
+            "section": entry["section"],
+            "line": entry["display_name"],
+        })
+    return rows
