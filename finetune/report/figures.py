@@ -1,0 +1,62 @@
+"""How numbers are written: one spelling for the page, the plots and REPORT.md, so that all three agree to the digit."""
+
+from collections.abc import Sequence
+
+MINUS = "−"  # as wide as a plus sign, so that columns of differences line up
+MISSING = "–"
+
+
+def score(value: float | None) -> str:
+    """0.326; a score from 0 to 1 needs three decimals to tell rows of a few hundred apart."""
+    return MISSING if value is None else f"{value:.3f}".replace("-", MINUS)
+
+
+def signed(value: float | None) -> str:
+    """+0.101 or −0.020."""
+    return MISSING if value is None else f"{value:+.3f}".replace("-", MINUS)
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """[+0.051, +0.150]; the comma of an interval is followed by a space that does not break."""
+    return MISSING if bounds is None else f"[{signed(bounds[0])},\u00a0{signed(bounds[1])}]"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.987 as 98.7 %."""
+    return MISSING if value is None else f"{100 * value:.{digits}f}\u00a0%".replace("-", MINUS)
+
+
+def change(value: float | None) -> str:
+    """A fraction as +3.7 %."""
+    return MISSING if value is None else f"{100 * value:+.1f}\u00a0%".replace("-", MINUS)
+
+
+def count(value: int | None) -> str:
+    """12,480."""
+    return MISSING if value is None else f"{value:,}"
+
+
+def seconds(value: float | None) -> str:
+    """8.4 below a minute, whole seconds above."""
+    if value is None:
+        return MISSING
+    return f"{value:.1f}" if value < 60 else f"{value:,.0f}"
+
+
+def small(value: float | None) -> str:
+    """Numbers that may be tiny, in three digits: 0.0123, 3.21e−06, 0."""
+    if value is None:
+        return MISSING
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+def perplexity(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+_GATES = {"gain_above": signed, "perplexity_rise_max": change, "parity_kl_mean_max": small}
+
+
+def gate(name: str, value: float | None) -> str:
+    """A gate's value or limit in the spelling that its quantity has elsewhere in the report."""
+    return _GATES.get(name, small)(value)

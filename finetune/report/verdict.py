@@ -1,0 +1,69 @@
+"""The one sentence on top: is the tuned model better, by how much, how sure are we, may it be handed over."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from finetune.report import figures
+from finetune.report.strings import words
+
+Status = Literal["pass", "fail", "accepted"]
+CLASSIC = ("linear_baseline", "nearest_baseline")
+
+
+def decide(gates: Sequence[Mapping[str, Any]], accepted_by: str | None) -> Status:
+    """`fail` when a gate failed, `accepted` when somebody signed for that, else `pass`.
+
+    A gate that was not measured does not fail; the verdict says so and the page shows it.
+    """
+    if not any(gate["status"] == "fail" for gate in gates):
+        return "pass"
+    return "accepted" if accepted_by else "fail"
+
+
+def sentence(tasks: Sequence[Mapping[str, Any]], gates: Sequence[Mapping[str, Any]], language: str) -> str:
+    """The finding on the main task with its interval in words, then what the gates say."""
+    t = words(language)
+    main = main_task(tasks)
+    low, high = main["ci95"]
+    finding = "better" if low > 0 else "worse" if high < 0 else "unclear"
+    parts = [
+        t["verdict"][finding].format(
+            task=main["title"],
+            against=t["against"][main["against"]],
+            difference=figures.signed(main["difference"]),
+            metric=metric_name(main["metric"], language),
+            low=figures.signed(low),
+            high=figures.signed(high),
+        )
+    ]
+    rivals = [name for name in CLASSIC if main.get(name) is not None and main[name] > main["tuned"]]
+    if rivals:
+        best = max(rivals, key=lambda name: float(main[name]))
+        parts.append(t["verdict"]["classic_wins"].format(
+            system=t["system"][best], score=figures.score(main[best])))
+    parts.append(_gates(gates, language))
+    return ("" if language == "zh" else " ").join(parts)
+
+
+def main_task(tasks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The headline task: a recipe has exactly one."""
+    return next(task for task in tasks if task["main"])
+
+
+def metric_name(metric: str, language: str) -> str:
+    """A metric's name for readers; one this table does not know keeps its own name."""
+    return str(words(language)["metric"].get(metric, metric))
+
+
+def _gates(gates: Sequence[Mapping[str, Any]], language: str) -> str:
+    t = words(language)["verdict"]
+    total = len(gates)
+    failed = sum(gate["status"] == "fail" for gate in gates)
+    unmeasured = sum(gate["status"] == "not_measured" for gate in gates)
+    if not total:
+        return str(t["no_gates"])
+    if failed:
+        return str(t["failed_gates"].format(n=failed, total=total))
+    if unmeasured:
+        return str(t["some_unmeasured"].format(n=unmeasured, total=total))
+    return str(t["all_gates"].format(total=total))
