@@ -84,7 +84,9 @@ def read(path: Path) -> Artifact:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise RecipeError.one(
-            str(path / MANIFEST), None, f"the manifest of this finished stage cannot be read ({error})",
+            str(path / MANIFEST),
+            None,
+            f"the manifest of this finished stage cannot be read ({error})",
             f"it was changed by hand; remove {path} and run the same command again",
         ) from error
     return Artifact(path, manifest)
@@ -115,7 +117,13 @@ def build(
         partial.mkdir(parents=True, exist_ok=True)
         facts = stage.run(config, out=partial, **inputs, **live)
         publish(
-            partial, final, stage=stage, key=key, config=config, inputs=inputs, facts=facts,
+            partial,
+            final,
+            stage=stage,
+            key=key,
+            config=config,
+            inputs=inputs,
+            facts=facts,
             seconds=time.monotonic() - began,
         )
     except OSError as error:
@@ -148,7 +156,7 @@ def publish(
         "seconds": round(seconds + float(_earlier_seconds(partial)), 2),
     }
     write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
-    os.replace(partial, final)
+    partial.replace(final)
     sync_directory(final.parent)
 
 
@@ -175,7 +183,7 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def canonical_json(value: Any) -> str:
@@ -210,12 +218,16 @@ def _explain(error: OSError, root: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(root if root.exists() else root.parent).free
         return RecipeError.one(
-            "work", str(root), f"the disk is full ({free / 1e9:.2f} GB free)",
+            "work",
+            str(root),
+            f"the disk is full ({free / 1e9:.2f} GB free)",
             "free some space or set work= to another disk, then run the same command: it goes on where it stopped",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RecipeError.one(
-            "work", str(error.filename or root), "this path cannot be written by you",
+            "work",
+            str(error.filename or root),
+            "this path cannot be written by you",
             "set work= to a folder you may write to",
         )
     return error

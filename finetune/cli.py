@@ -28,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="finetune", description="From a folder of domain documents to a checkpoint that a serving team can trust.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="finetune",
+        description="From a folder of domain documents to a checkpoint that a serving team can trust.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"finetune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, text in (
@@ -90,9 +92,11 @@ def _prepare(options: argparse.Namespace) -> int:
 
     recipe = ready(options.words, options.config_dir)
     prepared = build(
-        prepare.STAGE, identity(recipe, prepare), root=Path(recipe.work),
+        prepare.STAGE,
+        identity(recipe, prepare),
+        root=Path(recipe.work),
         inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, Path(recipe.data_root))},
-    )  # fmt: skip
+    )
     print(f"prepared: {prepared.path}\ndatasheet: {prepared.file('datasheet.html')}")
     return 0
 

@@ -31,8 +31,9 @@ def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
 
 
-def build_first(stage: Stage, config: Mapping[str, Any], *, root: Path, inputs: Mapping[str, Artifact], **live: Any
-                ) -> Artifact:
+def build_first(
+    stage: Stage, config: Mapping[str, Any], *, root: Path, inputs: Mapping[str, Artifact], **live: Any
+) -> Artifact:
     """The first rank works, the others look for the published result: no collective, so no timeout however long."""
     if is_first():
         return build(stage, config, root=root, inputs=inputs, **live)

@@ -65,9 +65,14 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
             elif adapter is not None:
                 inputs |= {"start": adapter}
             adapter = done[name] = build_together(
-                stage, identity(recipe, module), root=work, inputs=inputs, say=say, machine=recipe.machine,
+                stage,
+                identity(recipe, module),
+                root=work,
+                inputs=inputs,
+                say=say,
+                machine=recipe.machine,
                 tracker=tracker,
-            )  # fmt: skip
+            )
             tracker.follow(adapter)
         assert adapter is not None, "checks.py asks for at least one training stage"
         if not is_first():
@@ -84,9 +89,15 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
             "config": recipe.model_dump(mode="json"),
         }
         bundle = child(
-            handoff, {"run_facts": facts}, base=base, prepared=prepared, adapter=adapter, scores=scores,
-            checkpoint=checkpoint, proof=parity,
-        )  # fmt: skip
+            handoff,
+            {"run_facts": facts},
+            base=base,
+            prepared=prepared,
+            adapter=adapter,
+            scores=scores,
+            checkpoint=checkpoint,
+            proof=parity,
+        )
     return link_bundle(bundle, work)
 
 

@@ -1,7 +1,6 @@
 """A stage is either finished and whole, or not there."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -77,7 +76,7 @@ def test_kill_9_before_the_rename_leaves_nothing_that_looks_finished(tmp_path: P
         def work(config, *, out):
             (out / "a.txt").write_text("a")
             return {}
-        os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+        Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
         artifacts.build(artifacts.Stage("s", 1, work), {}, root=Path(sys.argv[1]), inputs={}, say=print)
         """
     )
@@ -96,11 +95,11 @@ def test_a_torn_manifest_is_an_error_that_names_what_to_remove(tmp_path: Path) -
 def test_a_full_disk_is_the_users_error_and_nothing_made_is_lost(tmp_path: Path) -> None:
     def fill(config: dict, *, out: Path) -> dict:
         (out / "kept.txt").write_text("kept")
-        with open("/dev/full", "w") as full:
+        with Path("/dev/full").open("w") as full:
             full.write("x")
         return {}
 
-    with pytest.raises(RecipeError, match="the disk is full .* it goes on where it stopped"):
+    with pytest.raises(RecipeError, match=r"the disk is full .* it goes on where it stopped"):
         build(Stage("s", 1, fill), {}, root=tmp_path, inputs={}, say=silent)
     assert (next(tmp_path.iterdir()) / "kept.txt").exists()
 
@@ -113,4 +112,4 @@ def test_the_manifest_lists_each_file_with_its_hash(tmp_path: Path) -> None:
 
 def test_write_whole_leaves_no_temporary_file(tmp_path: Path) -> None:
     artifacts.write_whole(tmp_path / "a.json", "{}")
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -129,9 +129,17 @@ class Filters(Section):
 class Redact(Section):
     """Personal data and secrets replaced by stable placeholders such as `[EMAIL_1]`."""
 
-    kinds: tuple[
-        Literal["email", "phone", "card", "iban", "ssn", "ip", "cn_id", "cn_mobile", "secret"], ...
-    ] = ("email", "phone", "card", "iban", "ssn", "ip", "cn_id", "cn_mobile", "secret")
+    kinds: tuple[Literal["email", "phone", "card", "iban", "ssn", "ip", "cn_id", "cn_mobile", "secret"], ...] = (
+        "email",
+        "phone",
+        "card",
+        "iban",
+        "ssn",
+        "ip",
+        "cn_id",
+        "cn_mobile",
+        "secret",
+    )
 
 
 class Dedup(Section):
