@@ -61,7 +61,8 @@ if [ "$name" = train ]; then locks+=(-r requirements/dev.txt); fi
 pip install --no-deps --require-hashes --no-build-isolation "${locks[@]}"
 step "locked packages: ${locks[*]}"
 # torch last: what it needs is there by now, so this brings torch and, from a CUDA index, NVIDIA's own wheels.
-pip install torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
+# What exclude.txt leaves out on purpose would be reported as a conflict.
+pip install --no-warn-conflicts torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 step "torch $($venv/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')"
 case $name in
     train)

@@ -3,7 +3,7 @@
 # Installs only what is missing, so that a second call costs a moment.
 set -euo pipefail
 
-packages=(g++ make git python3-venv ninja-build chromium chromium-driver fonts-noto-cjk libnuma1 unzip)
+packages=(g++ make git python3-venv ninja-build chromium fonts-noto-cjk libnuma1)
 missing=()
 for package in "${packages[@]}"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
