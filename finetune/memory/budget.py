@@ -1,0 +1,269 @@
+"""What a recipe needs on each device, of the host and of the disk, and how long it takes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune.config import Recipe
+from finetune.config.machine import Layout, Machine
+from finetune.config.training import Training
+from finetune.errors import Problem
+from finetune.memory.counts import DTYPE_BYTES, lora_parameters, parameters, weight_bytes
+from finetune.memory.device import DeviceBytes, device_bytes, generation_bytes
+from finetune.memory.machines import GIB, Here, resolve_machine
+from finetune.memory.work import Work, count_work, utilisation
+
+# Never ours to fill: the CUDA context, NCCL's buffers, and one twentieth for the allocator's gaps.
+_CONTEXT, _GAPS = 1.5 * GIB, 0.05
+# A Python process that has imported torch, transformers, trl and peft, and loaded nothing (measured: 0.7 to 0.9 GiB).
+_PROCESS = 0.9 * GIB
+_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training stage on one device."""
+
+    name: str
+    rows: int
+    """Rows, or preferences for DPO: what the recipe allows at most, where PREPARE has not counted them."""
+    tokens: int
+    steps: int
+    per_device_batch_size: int
+    accumulation: int
+    bytes: DeviceBytes
+    flops: float
+    """All devices together, forward and backward, recomputation included."""
+    hours: float | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to lay the same model out on the same machine, at one row a device."""
+
+    method: str
+    layout: Layout
+    gib: float
+    fits: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: str
+    model: str
+    method: str
+    machine: Machine
+    parameters: int
+    lora_parameters: int
+    stages: tuple[StagePlan, ...]
+    generation: int
+    """Peak bytes of SCORE and PAIRS, one process on one device."""
+    usable: int
+    """Bytes of one device that a run may use."""
+    host: int
+    """Peak bytes of host memory on the first node."""
+    host_usable: int
+    save_peak: int
+    """Bytes gathered on the first rank when an adapter is saved: the adapter alone, never the base."""
+    disk: Mapping[str, int]
+    """What -> bytes, all of it at the end of the run; the bundle is hard-linked and costs nothing."""
+    tokens_known: bool
+    utilisation: float
+    hours: float | None
+    """Training only, every stage; None where the device's speed is not known."""
+    usd: float | None
+    options: tuple[Option, ...]
+    problems: tuple[Problem, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def per_device_batch_size(self) -> int:
+        return self.stages[0].per_device_batch_size
+
+    @property
+    def peak(self) -> int:
+        return max(self.generation, *(stage.bytes.peak for stage in self.stages))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; bytes are numbers of bytes."""
+        plain = asdict(self)
+        plain["machine"] = self.machine.model_dump(mode="json")
+        for stage, row in zip(self.stages, plain["stages"], strict=True):
+            row["bytes"] |= {"training": stage.bytes.training, "peak": stage.bytes.peak}
+        return plain | {"fits": self.fits, "peak": self.peak, "per_device_batch_size": self.per_device_batch_size}
+
+    def render(self) -> str:
+        from finetune.memory.view import render
+
+        return render(self)
+
+
+def settle(recipe: Recipe, here: Here, *, launched: int | None = None) -> Recipe:
+    """The recipe with its machine made concrete, per-device batch included: what every stage then runs with.
+
+    `launched` is the number of processes the launcher started, None when only planning.
+    """
+    machine = resolve_machine(recipe.machine, here, launched=launched)
+    if recipe.machine.device == "auto" and machine.layout == "ddp" and not _holds(recipe, machine):
+        machine = resolve_machine(recipe.machine, here, launched=launched, sharded=True)
+    if machine.per_device_batch_size is None:
+        machine = machine.model_copy(update={"per_device_batch_size": fitting_batch(recipe, machine)})
+    return recipe.model_copy(update={"machine": machine})
+
+
+def measure(recipe: Recipe, *, rows: Mapping[str, int] | None = None, tokens: Mapping[str, int] | None = None) -> Plan:
+    """Add everything up for a recipe whose machine is resolved; `planner.plan` then says what is wrong with it."""
+    machine, model, method = recipe.machine, recipe.model, recipe.method
+    batch = machine.per_device_batch_size or fitting_batch(recipe, machine)
+    work = [count_work(recipe, name, rows=rows or {}, tokens=tokens or {}) for name in recipe.stages]
+    stages = tuple(_stage(recipe, machine, one, batch) for one in work)
+    hours = [stage.hours for stage in stages if stage.hours is not None]
+    total_hours = sum(hours) if len(hours) == len(stages) else None
+    price = machine.usd_per_gpu_hour
+    generation = _generation(recipe)
+    whole = weight_bytes(model.architecture, model.dtype, method.bnb)
+    adapter = lora_parameters(model.architecture, method.lora)
+    return Plan(
+        recipe=recipe.name,
+        model=model.name,
+        method=method.name,
+        machine=machine,
+        parameters=parameters(model.architecture).total,
+        lora_parameters=adapter,
+        stages=stages,
+        generation=generation,
+        usable=usable_bytes(machine),
+        host=_host(machine, stages, generation, whole),
+        host_usable=round((machine.host_memory_gib or 0) * GIB),
+        save_peak=adapter * DTYPE_BYTES[model.dtype],
+        disk=_disk(recipe),
+        tokens_known=all(name in (tokens or {}) for name in recipe.stages),
+        utilisation=utilisation(machine, quantised=method.bnb is not None),
+        hours=total_hours,
+        usd=None if price is None or total_hours is None else total_hours * price * machine.processes,
+        options=_options(recipe, machine),
+    )
+
+
+def usable_bytes(machine: Machine) -> int:
+    """Bytes of one device that a run may use: of a GPU's memory, or of a CPU process's part of the host's."""
+    if machine.device == "cuda":
+        return max(0, round((machine.gpu_memory_gib or 0) * GIB * (1 - _GAPS) - _CONTEXT))
+    local = -(-machine.processes // machine.nodes)
+    return max(0, round((machine.host_memory_gib or 0) * GIB * (1 - _GAPS) / local - _PROCESS))
+
+
+def fitting_batch(recipe: Recipe, machine: Machine) -> int:
+    """The largest per-device batch that divides every stage's batch and fits; 1 when nothing does."""
+    batches = [_section(recipe, name).batch_size for name in recipe.stages]
+    largest = max(1, min(batches) // machine.processes)
+    for size in range(largest, 1, -1):
+        even = all(batch % (size * machine.processes) == 0 for batch in batches)
+        if even and _peak(recipe, machine, size) <= usable_bytes(machine):
+            return size
+    return 1
+
+
+def _holds(recipe: Recipe, machine: Machine) -> bool:
+    return _peak(recipe, machine, 1) <= usable_bytes(machine)
+
+
+def _peak(recipe: Recipe, machine: Machine, batch: int) -> int:
+    return max(_bytes(recipe, machine, name, batch).peak for name in recipe.stages)
+
+
+def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int) -> DeviceBytes:
+    cuda = machine.device == "cuda"
+    return device_bytes(
+        recipe.model,
+        recipe.method,
+        layout=machine.layout,
+        processes=machine.processes,
+        cuda=cuda,
+        checkpointing=cuda if machine.gradient_checkpointing is None else machine.gradient_checkpointing,
+        rows=batch,
+        length=_section(recipe, name).max_length,
+        preference=name == "dpo",
+        deepspeed=machine.deepspeed,
+    )
+
+
+def _stage(recipe: Recipe, machine: Machine, work: Work, batch: int) -> StagePlan:
+    section = _section(recipe, work.stage)
+    return StagePlan(
+        name=work.stage,
+        rows=work.rows,
+        tokens=work.tokens,
+        steps=work.steps,
+        per_device_batch_size=batch,
+        accumulation=max(1, section.batch_size // (batch * machine.processes)),
+        bytes=_bytes(recipe, machine, work.stage, batch),
+        flops=work.flops,
+        hours=work.hours,
+    )
+
+
+def _section(recipe: Recipe, name: str) -> Training:
+    section: Training = getattr(recipe, name)
+    return section
+
+
+def _generation(recipe: Recipe) -> int:
+    longest = max(task.max_new_tokens for task in recipe.tasks.values())
+    # Half of a batch's rows may be as short as 64 tokens: count one answer for every 64 prompt tokens.
+    new_tokens = recipe.score.batch_tokens // 64 * longest
+    return generation_bytes(recipe.model, recipe.method, batch_tokens=recipe.score.batch_tokens, new_tokens=new_tokens)
+
+
+def _host(machine: Machine, stages: tuple[StagePlan, ...], generation: int, whole: int) -> int:
+    local = -(-machine.processes // machine.nodes)
+    if machine.device == "cpu":
+        training = max(stage.bytes.peak for stage in stages)
+        return round(max(local * (training + _PROCESS), generation + _PROCESS))
+    # Under ZeRO-3 transformers reads all weights on the first rank; otherwise one shard (5 GB) at a time on each.
+    loading = whole if machine.layout == "zero3" else local * min(whole, 5 * 10**9)
+    offloaded = whole // machine.nodes if machine.layout == "zero3" and stages[0].bytes.weights == 0 else 0
+    return round(max(loading, offloaded) + local * 4 * GIB)
+
+
+def _disk(recipe: Recipe) -> dict[str, int]:
+    model, a = recipe.model, recipe.model.architecture
+    whole, trained = weight_bytes(a, model.dtype, None), lora_parameters(a, recipe.method.lora)
+    state = trained * (DTYPE_BYTES[model.dtype] + 3 * 4)
+    there = model.origin == "embedded" or model.path is not None
+    return {
+        "download": 0 if there else whole,
+        "checkpoints": _KEPT_CHECKPOINTS * state,
+        "adapters": len(recipe.stages) * trained * DTYPE_BYTES[model.dtype],
+        "merged": whole,
+        "bundle": 0,
+    }
+
+
+def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:
+    """The same machine with LoRA on bf16 or NF4 weights, replicated or sharded: what each holds at its peak."""
+    if machine.processes == 1:
+        return ()
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    found = []
+    layouts: tuple[Layout, ...] = ("ddp", "zero3")
+    for method, bnb in (("lora", None), ("qlora", recipe.method.bnb or nf4)):
+        changed = recipe.model_copy(update={"method": recipe.method.model_copy(update={"name": method, "bnb": bnb})})
+        for layout in layouts:
+            other = machine.model_copy(update={"layout": layout})
+            peak = _peak(changed, other, 1)
+            found.append(Option(method, layout, peak / GIB, peak <= usable_bytes(machine), _note(method, layout)))
+    return tuple(found)
+
+
+def _note(method: str, layout: str) -> str:
+    if layout == "ddp":
+        return "no traffic but the adapter's gradients"
+    if method == "lora":
+        return "gathers all weights in every forward and backward"
+    return "every GPU holds the whole 4-bit model while loading; gathers 4-bit weights in every step"

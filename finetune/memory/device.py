@@ -1,0 +1,191 @@
+"""Bytes that one device (a GPU, or a process on a CPU) holds in one training stage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from finetune.config.machine import Layout
+from finetune.config.model import Architecture, Model
+from finetune.config.training import Method
+from finetune.memory.counts import (
+    DTYPE_BYTES,
+    adapted_modules,
+    linear_shapes,
+    lora_parameters,
+    parameters,
+    weight_bytes,
+)
+
+# DeepSpeed's own defaults (runtime/zero/config.py), in elements.
+_LIVE, _PREFETCH, _BUCKET = 1_000_000_000, 50_000_000, 500_000_000
+# TRL's fused head (kernels/chunked_logprob.py) walks the logits in tiles of so many tokens and vocabulary rows.
+_TILE_TOKENS, _TILE_VOCABULARY = 4096, 8192
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class DeviceBytes:
+    """Bytes by what holds them; `peak` is what must fit."""
+
+    weights: int
+    """The frozen base: whole (single, DDP) or this device's share (ZeRO-3)."""
+    adapter: int
+    gradients: int
+    optimiser: int
+    """AdamW: two moments in float32, under ZeRO-3 also float32 master weights; for the adapter only."""
+    reference: int
+    """DPO's frozen copy of the adapter it starts from."""
+    buffers: int
+    """ZeRO-3: what is gathered at one time, the reduce bucket; DDP: gradient buckets; 4-bit: one layer unpacked."""
+    activations: int
+    logits: int
+    load_peak: int
+    """While loading: under ZeRO-3 every rank first holds the whole model when it is quantised."""
+
+    @property
+    def training(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "load_peak")
+
+    @property
+    def peak(self) -> int:
+        return max(self.training, self.load_peak)
+
+
+def device_bytes(
+    model: Model,
+    method: Method,
+    *,
+    layout: Layout,
+    processes: int,
+    cuda: bool,
+    checkpointing: bool,
+    rows: int,
+    length: int,
+    preference: bool = False,
+    deepspeed: Mapping[str, Any] | None = None,
+) -> DeviceBytes:
+    """Bytes on each device for batches of `rows` sequences of `length` tokens (a preference row is two sequences)."""
+    a, size = model.architecture, DTYPE_BYTES[model.dtype]
+    whole = weight_bytes(a, model.dtype, method.bnb)
+    trained = lora_parameters(a, method.lora)
+    tokens = rows * length * (2 if preference else 1)
+    zero3 = layout == "zero3"
+    offloaded = zero3 and _offloads(deepspeed)
+    share = -(-whole // processes) if zero3 else whole
+    # PEFT keeps adapters in float32 beside a bf16 base; ZeRO-3 gathers both in one message, so there they are bf16.
+    adapter_size = size if zero3 else _FP32
+    adapter = trained * adapter_size // (processes if zero3 else 1)
+    activations = activation_bytes(
+        a,
+        model.attn_implementation,
+        method.lora,
+        size=size,
+        copied=adapter_size != size,
+        cuda=cuda,
+        checkpointing=checkpointing,
+        tokens=tokens,
+        length=length,
+    )
+    return DeviceBytes(
+        weights=0 if offloaded else share,
+        adapter=adapter,
+        gradients=adapter,
+        optimiser=trained * (3 * _FP32 if zero3 else 2 * _FP32) // (processes if zero3 else 1),
+        reference=adapter if preference else 0,
+        buffers=_buffers(a, size, trained, method, layout, deepspeed),
+        activations=activations,
+        logits=_logits(a, size, tokens, cuda),
+        load_peak=whole if method.bnb or not zero3 else share,
+    )
+
+
+def activation_bytes(
+    a: Architecture,
+    attention: str,
+    lora: Mapping[str, Any],
+    *,
+    size: int,
+    copied: bool,
+    cuda: bool,
+    checkpointing: bool,
+    tokens: int,
+    length: int,
+) -> int:
+    """What autograd keeps between forward and backward for frozen weights with LoRA beside them.
+
+    A frozen linear layer keeps nothing of its input; its LoRA branch keeps it once, or once for each adapted layer
+    when it must be cast first (`copied`). RMSNorm keeps its input in float32. With checkpointing only the layers'
+    inputs stay, and one layer is recomputed at a time.
+    """
+    q, kv = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
+    h, f = a.hidden_size, a.intermediate_size
+    layer = 2 * _FP32 * h
+    if a.model_type == "qwen3":
+        layer += _FP32 * (q + kv)
+    # Off CUDA a padding mask makes transformers repeat keys and values for every query head.
+    layer += size * (2 * q + 2 * (kv if cuda else q)) + _FP32 * a.num_attention_heads
+    if attention == "eager":
+        layer += (_FP32 + size) * a.num_attention_heads * length
+    layer += size * 3 * f
+    adapted = {name.rsplit(".", 1)[-1] for name in adapted_modules(a, lora)}
+    for width, readers in (
+        (h, {"q_proj", "k_proj", "v_proj"}),
+        (q, {"o_proj"}),
+        (h, {"gate_proj", "up_proj"}),
+        (f, {"down_proj"}),
+    ):
+        used = len(adapted & readers)
+        layer += size * width * (used if copied else min(used, 1))
+    layer += (_FP32 if copied else size) * int(lora.get("r", 8)) * len(adapted)
+    working = size * (3 * f + 2 * h)
+    around = (size + _FP32) * h
+    kept = layer + size * h * a.num_hidden_layers if checkpointing else layer * a.num_hidden_layers
+    return tokens * (kept + working + around)
+
+
+def generation_bytes(model: Model, method: Method, *, batch_tokens: int, new_tokens: int) -> int:
+    """SCORE and PAIRS run in one process on one device: the whole base, the adapter, keys and values."""
+    a, size = model.architecture, DTYPE_BYTES[model.dtype]
+    cache = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * size
+    working = size * (3 * a.intermediate_size + 4 * a.hidden_size)
+    adapter = lora_parameters(a, method.lora) * _FP32
+    return weight_bytes(a, model.dtype, method.bnb) + adapter + batch_tokens * (cache + working) + new_tokens * cache
+
+
+def _buffers(
+    a: Architecture, size: int, trained: int, method: Method, layout: Layout, deepspeed: Mapping[str, Any] | None
+) -> int:
+    # A quantised weight is unpacked for the one matrix product that uses it.
+    unpacked = size * max(i * o for i, o in linear_shapes(a).values()) if method.bnb else 0
+    if layout != "zero3":
+        return unpacked + (trained * _FP32 if layout == "ddp" else 0)
+    zero = (deepspeed or {}).get("zero_optimization", {})
+    counts = parameters(a)
+    live = _elements(zero, "stage3_max_live_parameters", _LIVE) + _elements(
+        zero, "stage3_prefetch_bucket_size", _PREFETCH
+    )
+    # Never less than the largest single parameter and a layer, never more than all there are.
+    live = min(max(live, counts.embedding + counts.layer_linear), counts.total)
+    width = weight_bytes(a, "bfloat16" if size == 2 else "float32", method.bnb) / counts.total
+    bucket = _elements(zero, "reduce_bucket_size", _BUCKET) if zero.get("contiguous_gradients", True) else 0
+    return unpacked + round(live * width) + bucket * size
+
+
+def _elements(zero: Mapping[str, Any], key: str, default: int) -> int:
+    value = zero.get(key, default)
+    return default if value == "auto" else int(float(value))
+
+
+def _offloads(deepspeed: Mapping[str, Any] | None) -> bool:
+    zero = (deepspeed or {}).get("zero_optimization", {})
+    return (zero.get("offload_param") or {}).get("device", "none") != "none"
+
+
+def _logits(a: Architecture, size: int, tokens: int, cuda: bool) -> int:
+    """On CUDA TRL's fused head: one tile and the float32 gradient of the hidden states. Elsewhere whole rows of
+    logits, at supervised positions only; here every position counts, the worst case.
+    """
+    if cuda:
+        tile = min(tokens, _TILE_TOKENS) * min(a.vocab_size, _TILE_VOCABULARY) * _FP32
+        return tile + tokens * a.hidden_size * _FP32
+    return tokens * a.vocab_size * (size + 2 * _FP32)

@@ -1,0 +1,135 @@
+"""The plan, what is wrong with it, and what to type instead, found by planning the models and machines of `configs`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from finetune.config import Recipe
+from finetune.config.load import choices
+from finetune.config.machine import Machine
+from finetune.config.model import Model
+from finetune.errors import Problem
+from finetune.memory.budget import Plan, measure
+from finetune.memory.machines import GIB, Gpu, Here, resolve_machine
+
+# Longer than a weekend on a CPU is a mistake: nobody means to download 65 GB for that.
+_LONGEST_HOURS_ON_CPU = 72.0
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    rows: Mapping[str, int] | None = None,
+    tokens: Mapping[str, int] | None = None,
+    here: Here | None = None,
+) -> Plan:
+    """Plan a recipe whose machine is resolved. `rows` and `tokens` (stage -> number) come from PREPARE once it ran.
+
+    With `here`, this machine's free disk counts as well. Nothing is started, downloaded or written.
+    """
+    found = measure(recipe, rows=rows, tokens=tokens)
+    lacks = _lacks(found, here)
+    if lacks:
+        advice = tuple(_instead(recipe))
+        fix = advice[0] if advice else "take a smaller model, a shorter max_length or a larger machine"
+        problems = tuple(Problem(path, value, rule, fix) for path, value, rule in lacks)
+        return dataclasses.replace(found, problems=problems, advice=advice)
+    return dataclasses.replace(found, advice=tuple(_better(found)))
+
+
+def _lacks(found: Plan, here: Here | None) -> list[tuple[str, Any, str]]:
+    """(path, value, rule) for each thing that runs out: device, host, disk, time."""
+    machine = found.machine
+    lacks: list[tuple[str, Any, str]] = []
+    where = "GPU" if machine.device == "cuda" else "process"
+    worst = max(found.stages, key=lambda stage: stage.bytes.peak)
+    if worst.bytes.peak > found.usable:
+        needs = (
+            f"needs {_gib(worst.bytes.peak)} on each {where} in {worst.name}, of which {_gib(found.usable)} is usable"
+        )
+        lacks.append(("machine", machine.name, f"{found.model} with method={found.method} {needs}"))
+    alone = found.usable if machine.device == "cuda" else found.host_usable
+    if found.generation > alone:
+        rule = f"scoring {found.model} on one {where} needs {_gib(found.generation)}, of which {_gib(alone)} is usable"
+        lacks.append(("machine", machine.name, rule))
+    if machine.host_memory_gib is not None and found.host > found.host_usable and not lacks:
+        rule = f"needs {_gib(found.host)} of host memory, there is {_gib(found.host_usable)}"
+        lacks.append(("machine", machine.name, rule))
+    if machine.device == "cpu" and found.hours is not None and found.hours > _LONGEST_HOURS_ON_CPU:
+        rule = f"training {found.model} on a CPU would take up to {found.hours / 24:,.0f} days"
+        lacks.append(("machine", machine.name, rule))
+    needed = sum(found.disk.values())
+    if here is not None and needed > here.disk_free_gib * GIB:
+        lacks.append(("work", None, f"needs {_gib(needed)} of disk, {here.disk_free_gib:.1f} GiB is free"))
+    return lacks
+
+
+def _instead(recipe: Recipe) -> list[str]:
+    """Commands that fit: the same model on this machine another way, a model for it, a machine for the model."""
+    start = f"recipe={recipe.name}"
+    words = []
+    if recipe.machine.processes > 1:
+        for option in measure(recipe).options:
+            if option.fits and (option.method, option.layout) != (recipe.method.name, recipe.machine.layout):
+                drop = " machine.deepspeed=null" if option.layout == "ddp" and recipe.machine.deepspeed else ""
+                words.append(f"{start} method={option.method} machine.layout={option.layout}{drop}")
+    machine = "cpu" if recipe.machine.device == "cpu" else recipe.machine.name
+    smaller = [
+        (measured.parameters, f"{start} model={name} machine={machine}")
+        for name, other in _models(recipe)
+        if not _lacks(measured := measure(other), None) and not other.model.note.startswith("tiny random")
+    ]
+    words += [word for _, word in sorted(smaller, reverse=True)]
+    words += [
+        f"{start} model={recipe.model.key} method={recipe.method.name} machine={name}"
+        for name, other in _machines(recipe)
+        if not _lacks(measure(other), None)
+    ]
+    return words
+
+
+def _better(found: Plan) -> Iterator[str]:
+    """Advice on a plan that fits."""
+    layout, method = found.machine.layout, found.method
+    # A layout that leaves less than a tenth free is no better: the first long row ends it.
+    roomy = {(o.method, o.layout): o.gib for o in found.options if o.gib * GIB <= 0.9 * found.usable}
+    if layout == "zero3" and (method, "ddp") in roomy:
+        yield (
+            f"machine.layout=ddp machine.deepspeed=null holds it too ({roomy[method, 'ddp']:.1f} GiB on each GPU) and "
+            "gathers no weights: the frozen base has no optimiser state to shard"
+        )
+    if layout == "ddp" and method == "qlora" and ("lora", "zero3") in roomy:
+        yield "method=lora machine.layout=zero3 trains on the unquantised weights: merging then loses nothing"
+    if not found.tokens_known:
+        yield "tokens and hours are upper limits (full rows); after `finetune prepare` they are counted"
+
+
+def _models(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    for name, file in choices("model").items():
+        plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+        changes: dict[str, Any] = {"model": Model.model_validate(plain["model"])}
+        changes |= {s: type(getattr(recipe, s)).model_validate(plain[s]) for s in ("cpt", "sft", "dpo") if s in plain}
+        if changes["model"].key != recipe.model.key:
+            yield name, _unsettled(recipe.model_copy(update=changes))
+
+
+def _machines(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """Every machine file that names its GPU's memory."""
+    for name, file in choices("machine").items():
+        machine = Machine.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["machine"])
+        if machine.gpu_memory_gib is not None and machine.name != recipe.machine.name:
+            there = Here(
+                gpus=(Gpu(machine.gpu or "", machine.gpu_memory_gib),), cores=64, memory_gib=0, disk_free_gib=0
+            )
+            yield name, recipe.model_copy(update={"machine": resolve_machine(machine, there)})
+
+
+def _unsettled(recipe: Recipe) -> Recipe:
+    """With the per-device batch left to the planner again: the one that was found belongs to another model."""
+    return recipe.model_copy(update={"machine": recipe.machine.model_copy(update={"per_device_batch_size": None})})
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:,.1f} GiB"

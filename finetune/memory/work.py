@@ -1,0 +1,84 @@
+"""Rows, tokens, steps, FLOPs and hours of a training stage."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from finetune.config import Recipe
+from finetune.config.machine import Machine
+from finetune.config.training import Training
+from finetune.memory.counts import parameters
+
+# Share of the peak that training is assumed to reach. 0.40 is what well-tuned dense training reaches on A100
+# (Chowdhery et al. 2022, PaLM, table 3: 0.21 to 0.46); NF4 weights must be unpacked in every pass.
+_UTILISATION, _UTILISATION_NF4 = 0.40, 0.30
+# Achieved on a CPU core with AVX512-bf16: SmolLM2-135M, LoRA, 221 tokens/s on two cores at length 512.
+_CPU_TFLOPS_PER_CORE = 0.06
+
+
+@dataclass(frozen=True)
+class Work:
+    stage: str
+    rows: int
+    tokens: int
+    steps: int
+    flops: float
+    hours: float | None
+
+
+def utilisation(machine: Machine, *, quantised: bool) -> float:
+    """The share of peak speed that hours are computed with; 1.0 on a CPU, whose figure is already an achieved one."""
+    if machine.device == "cpu":
+        return 1.0
+    return _UTILISATION_NF4 if quantised else _UTILISATION
+
+
+def count_work(recipe: Recipe, name: str, *, rows: Mapping[str, int], tokens: Mapping[str, int]) -> Work:
+    """At most so much: where PREPARE has not counted, the recipe's limits and full rows are assumed."""
+    section: Training = getattr(recipe, name)
+    count = rows.get(name, _rows_at_most(recipe, name))
+    sequences = 2 if name == "dpo" else 1
+    per_row = tokens[name] / max(count, 1) if name in tokens else section.max_length * sequences
+    epochs = float(section.trl.get("num_train_epochs", 3.0))
+    steps = section.max_steps or math.ceil(count * epochs / section.batch_size)
+    total = round(steps * section.batch_size * per_row)
+    flops = total * flops_per_token(recipe, name, length=per_row / sequences)
+    speed = _speed(recipe)
+    return Work(name, count, total, steps, flops, None if speed is None else flops / speed / 3600)
+
+
+def flops_per_token(recipe: Recipe, name: str, *, length: float) -> float:
+    """2 for each weight forward and 2 back (frozen weights need no gradient of their own), 2 more when recomputed;
+    DPO adds the reference's forward. Causal attention adds 2 x length x query width for each layer and pass.
+    """
+    a, machine = recipe.model.architecture, recipe.machine
+    counts = parameters(a)
+    weights = counts.linear + (counts.head or counts.embedding)
+    attention = a.num_hidden_layers * length * a.num_attention_heads * a.head_dim
+    recomputed = machine.device == "cuda" if machine.gradient_checkpointing is None else machine.gradient_checkpointing
+    passes = 2 + bool(recomputed) + (name == "dpo")
+    # Attention has no weights to be frozen: its backward costs two forwards.
+    return passes * 2 * weights + (passes + 1) * 2 * attention
+
+
+def _rows_at_most(recipe: Recipe, name: str) -> int:
+    """Rows by the recipe's own limits. Running text has none but `max_chars`: four characters are taken as a token."""
+    if name == "sft":
+        tasks = sum(task.train_rows for task in recipe.tasks.values())
+        share = recipe.replay.share if recipe.replay else 0.0
+        return math.ceil(tasks / (1 - share)) if share < 1 else tasks
+    if name == "dpo":
+        return recipe.dpo.pairs.prompts if recipe.dpo.pairs else recipe.dpo.batch_size
+    known = [use.max_chars for use in recipe.text if use.max_chars]
+    return max(1, math.ceil(sum(known) / 4 / recipe.cpt.max_length))
+
+
+def _speed(recipe: Recipe) -> float | None:
+    """FLOP/s of all devices together, as assumed."""
+    machine = recipe.machine
+    if machine.device == "cpu":
+        cores = (machine.threads or 1) * machine.processes
+        return (machine.tflops or _CPU_TFLOPS_PER_CORE * cores) * 1e12
+    if machine.tflops is None:
+        return None
+    return machine.tflops * 1e12 * machine.processes * utilisation(machine, quantised=recipe.method.bnb is not None)
