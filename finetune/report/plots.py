@@ -1,0 +1,320 @@
+"""The pictures of the report. Each is drawn twice, for a wide and a narrow page, so that text keeps its size."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from finetune.report import figures
+from finetune.report.ink import INK, SIZE, SMALL, make_axes, style, to_svg
+from finetune.report.strings import words
+from finetune.report.verdict import CLASSIC
+
+WIDE, NARROW = 820.0, 340.0
+OTHERS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline")
+Facts = Mapping[str, Any]
+Tick = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture: an SVG for pages wider than a phone and one for phones."""
+
+    name: str
+    wide: str
+    narrow: str
+
+
+def draw(name: str, picture: Callable[[float], Figure]) -> Plot:
+    """Draw `picture(width)` at both widths."""
+    with style():
+        return Plot(name, to_svg(picture(WIDE), f"{name}-wide"), to_svg(picture(NARROW), f"{name}-narrow"))
+
+
+def forest(facts: Facts) -> Plot:
+    """Tuned minus every other system, a dot and its 95 % interval for each, grouped by task."""
+    t = words(facts["language"])
+    rows: list[tuple[str, str, Mapping[str, Any] | None]] = []
+    for task in facts["tasks"]:
+        rows.append(("task", task["title"], None))
+        rows += [
+            (system, t["system"][system], task["differences"][system])
+            for system in OTHERS
+            if task["differences"].get(system) is not None
+        ]
+
+    def picture(width: float) -> Figure:
+        narrow = width == NARROW
+        step = 40 if narrow else 27
+        figure, axes = make_axes(
+            width, len(rows) * step + 54, left=8 if narrow else 218, right=8 if narrow else 196, top=6, bottom=48
+        )
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        for at, (system, label, difference) in enumerate(rows):
+            if difference is None:
+                _say(axes, 0 if narrow else -218, at, label, weight="bold", wide=not narrow)
+                continue
+            colour = INK["classic"] if system in CLASSIC else INK["tuned"]
+            low, high = difference["ci95"]
+            height = at + (0.2 if narrow else 0)
+            axes.plot([low, high], [height, height], color=colour, linewidth=2.5, zorder=3)
+            axes.plot(
+                difference["difference"], height, "o", markersize=8, color=colour, markeredgewidth=2, zorder=4,
+                markerfacecolor=INK["paper"] if system in CLASSIC else colour,
+            )
+            numbers = f"{figures.signed(difference['difference'])}  {figures.interval(difference['ci95'])}"
+            if narrow:
+                _say(axes, 0, at - 0.24, label, size=SMALL)
+                _say(axes, 0, at - 0.24, numbers, size=SMALL, right=True, colour=INK["muted"])
+            else:
+                _say(axes, -204, at, label)
+                _say(axes, 14, at, numbers, right=True, outside=True, colour=INK["muted"])
+        ends = [end for _, _, d in rows if d is not None for end in d["ci95"]]
+        _span(axes, [*ends, 0.0])
+        axes.axvline(0, color=INK["ink"], linewidth=1, zorder=2)
+        axes.set_yticks([])
+        _ticks(axes, figures.signed if max(map(abs, ends)) < 0.1 else lambda value: f"{value:+.2g}", 4 if narrow else 7)
+        axes.set_xlabel(t["gain"]["forest_axis"], labelpad=8)
+        return figure
+
+    return draw("forest", picture)
+
+
+def scores(facts: Facts) -> Plot:
+    """The score of each system on each task, one row a task, from 0 to 1."""
+    t = words(facts["language"])
+    marks = {"base_zero_shot": "o", "base_few_shot": "o", "majority": "|", "linear_baseline": "D", "nearest_baseline": "s"}
+
+    def picture(width: float) -> Figure:
+        narrow = width == NARROW
+        tasks = facts["tasks"]
+        legend = 74 if narrow else 34
+        step = 62 if narrow else 44
+        figure, axes = make_axes(
+            width, len(tasks) * step + 34 + legend, left=10 if narrow else 218, right=14, top=legend, bottom=30
+        )
+        axes.set_ylim(len(tasks) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        axes.set_yticks([])
+        for at, task in enumerate(tasks):
+            height = at + (0.16 if narrow else 0)
+            _say(axes, 0 if narrow else -218, at - (0.24 if narrow else 0), task["title"])
+            axes.plot([0, 1], [height, height], color=INK["hair"], linewidth=1, zorder=1)
+            for system in (*OTHERS, "tuned"):
+                if task.get(system) is not None:
+                    _mark(axes, task[system], height, system, marks)
+        for place, system in enumerate((*OTHERS, "tuned")):
+            column, line = (place % 2, place // 2) if narrow else (place % 6, 0)
+            step_x = 164 if narrow else (WIDE - 12) / 6
+            x = -axes.get_position().x0 * width + 8 + column * step_x
+            _legend(figure, axes, x, 12 + 22 * line, system, t["system"][system], marks, width)
+        _ticks(axes, lambda value: f"{value:g}", 5)
+        return figure
+
+    return draw("scores", picture)
+
+
+def general(facts: Facts, limit: float | None) -> Plot:
+    """Change of general perplexity for each kind of text, with the gate."""
+    t = words(facts["language"])
+    changes = facts["general"]["change"]
+
+    def picture(width: float) -> Figure:
+        narrow = width == NARROW
+        step = 46 if narrow else 34
+        figure, axes = make_axes(
+            width, len(changes) * step + 76, left=10 if narrow else 218, right=16 if narrow else 100, top=24, bottom=48
+        )
+        axes.set_ylim(len(changes) - 0.5, -0.5)
+        axes.set_yticks([])
+        _span(axes, [*changes.values(), 0.0, *([limit] if limit is not None else [])])
+        axes.axvline(0, color=INK["ink"], linewidth=1)
+        if limit is not None:
+            axes.axvline(limit, color=INK["fail"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(
+                f"{t['general']['limit']} {figures.change(limit)}", (limit, 1), xycoords=("data", "axes fraction"),
+                xytext=(0, 8), textcoords="offset points", ha="right", color=INK["fail"], fontsize=SMALL,
+            )
+        for at, (kind, value) in enumerate(changes.items()):
+            height = at + (0.14 if narrow else 0)
+            bad = limit is not None and value > limit
+            colour = INK["fail"] if bad else INK["tuned"]
+            axes.plot([0, value], [height, height], color=colour, linewidth=2.5, zorder=3)
+            axes.plot(value, height, "o", color=colour, markersize=8, zorder=4)
+            if narrow:
+                _say(axes, 0, at - 0.26, kind, size=SMALL)
+                _say(axes, 0, at - 0.26, figures.change(value), size=SMALL, right=True, colour=INK["muted"])
+            else:
+                _say(axes, -204, at, kind)
+                _say(axes, 14, at, figures.change(value), right=True, outside=True, colour=INK["muted"])
+        _ticks(axes, lambda value: figures.change(value), 4 if narrow else 6)
+        axes.set_xlabel(t["general"]["axis"], labelpad=8)
+        return figure
+
+    return draw("general", picture)
+
+
+def curve(facts: Facts, stage: str) -> Plot:
+    """Training loss as a line, held-out loss as dots, by optimiser step."""
+    t = words(facts["language"])["curves"]
+    rows = facts["curves"][stage]
+    train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    held_out = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
+
+    def picture(width: float) -> Figure:
+        # Half the wide page: two stages stand side by side there.
+        figure, axes = make_axes(NARROW if width == NARROW else 400, 236, left=44, right=14, top=26, bottom=44)
+        axes.grid(axis="y", color=INK["hair"], linewidth=1)
+        axes.set_axisbelow(True)
+        if train:
+            axes.plot(*zip(*train, strict=True), color=INK["base"], linewidth=2)
+        if held_out:
+            axes.plot(
+                *zip(*held_out, strict=True), "o", color=INK["tuned"], markersize=8, markeredgecolor=INK["paper"],
+                markeredgewidth=1.5, zorder=4, clip_on=False,
+            )
+        values = [value for _, value in (*train, *held_out)]
+        margin = 0.08 * (max(values) - min(values)) or 0.1
+        axes.set_ylim(max(0.0, min(values) - margin), max(values) + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(axis="y", labelcolor=INK["muted"], labelsize=SMALL)
+        axes.set_xlabel(t["step"], labelpad=6)
+        axes.annotate(t["loss"], (0, 1), xycoords="axes fraction", xytext=(-34, 12), textcoords="offset points",
+                      color=INK["muted"], fontsize=SMALL, va="center")
+        key = [("base", t["train"], "_"), *([("tuned", t["eval"], "o")] if held_out else [])]
+        for place, (colour, label, mark) in enumerate(key):
+            axes.annotate(label, (1, 1), xycoords="axes fraction", xytext=(-170 + 90 * place, 12),
+                          textcoords="offset points", color=INK["ink"], fontsize=SMALL, va="center")
+            x = 1 - (170 - 90 * place + 12) / (axes.get_position().width * figure.get_figwidth() * 72)
+            y = 1 + 12 / (axes.get_position().height * figure.get_figheight() * 72)
+            axes.plot(x, y, mark, transform=axes.transAxes, color=INK[colour], clip_on=False, markersize=8,
+                      markeredgewidth=2 if mark == "_" else 1)
+        return figure
+
+    return draw(f"curve-{stage}", picture)
+
+
+def flow(facts: Facts) -> Plot:
+    """Rows kept and dropped at each step, all sources together, in the order of the ledger."""
+    t = words(facts["language"])["data"]
+    kept: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+    for row in facts["ledger"]:
+        kept[row["step"]] = kept.get(row["step"], 0) + row["rows_out"]
+        dropped[row["step"]] = dropped.get(row["step"], 0) + sum(row["dropped"].values())
+    legend = ((t["kept"], "base"), (t["dropped"], "classic"))
+
+    def picture(width: float) -> Figure:
+        narrow = width == NARROW
+        step = 44 if narrow else 30
+        figure, axes = make_axes(width, len(kept) * step + 40, left=4 if narrow else 218, right=4 if narrow else 140,
+                                 top=34, bottom=6)
+        axes.set_ylim(len(kept) - 0.5, -0.5)
+        axes.set_xlim(0, max(kept[name] + dropped[name] for name in kept) or 1)
+        axes.set_axis_off()
+        height = 0.34 if narrow else 0.56
+        for at, name in enumerate(kept):
+            down = at + (0.2 if narrow else 0)
+            axes.barh(down, kept[name], height=height, color=INK["base"])
+            axes.barh(down, dropped[name], left=kept[name], height=height, color=INK["classic"])
+            numbers = figures.count(kept[name])
+            if dropped[name]:
+                numbers += f"  {figures.MINUS}{figures.count(dropped[name])}"
+            if narrow:
+                _say(axes, 0, at - 0.22, name, size=SMALL)
+                _say(axes, 0, at - 0.22, numbers, size=SMALL, right=True, colour=INK["muted"])
+            else:
+                _say(axes, -218, at, name)
+                _say(axes, 14, at, numbers, right=True, outside=True, colour=INK["muted"])
+        _swatches(figure, axes, legend, width)
+        return figure
+
+    return draw("flow", picture)
+
+
+def timings(facts: Facts) -> Plot:
+    """Seconds for each stage as bars."""
+    spent = facts["timings"]
+
+    def picture(width: float) -> Figure:
+        narrow = width == NARROW
+        step = 40 if narrow else 30
+        figure, axes = make_axes(width, len(spent) * step + 12, left=4 if narrow else 218, right=4 if narrow else 90,
+                                 top=6, bottom=6)
+        axes.set_ylim(len(spent) - 0.5, -0.5)
+        axes.set_xlim(0, max(spent.values()) or 1)
+        axes.set_axis_off()
+        for at, (name, value) in enumerate(spent.items()):
+            axes.barh(at + (0.2 if narrow else 0), value, height=0.3 if narrow else 0.56, color=INK["base"])
+            if narrow:
+                _say(axes, 0, at - 0.22, name, size=SMALL)
+                _say(axes, 0, at - 0.22, f"{figures.seconds(value)} s", size=SMALL, right=True, colour=INK["muted"])
+            else:
+                _say(axes, -218, at, name)
+                _say(axes, 14, at, f"{figures.seconds(value)} s", right=True, outside=True, colour=INK["muted"])
+        return figure
+
+    return draw("timings", picture)
+
+
+def _say(
+    axes: Axes, x: float, y: float, text: str, *, size: float = SIZE, weight: str = "normal", right: bool = False,
+    outside: bool = False, colour: str = INK["ink"], wide: bool = False,
+) -> None:
+    """Text at `x` px from the left edge of the axes (from the right edge with `right`), at row `y`."""
+    axes.annotate(
+        text, (1 if right else 0, y), xycoords=("axes fraction", "data"), xytext=(x, 0), textcoords="offset points",
+        ha="right" if right and not outside else "left", va="center", fontsize=size, fontweight=weight, color=colour,
+        annotation_clip=False,
+    )
+
+
+def _span(axes: Axes, values: Sequence[float]) -> None:
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 0.01
+    axes.set_xlim(low - margin, high + margin)
+
+
+def _ticks(axes: Axes, spell: Tick, most: int) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(most))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: spell(value).replace("-", figures.MINUS)))
+
+
+def _mark(axes: Axes, x: float, y: float, system: str, marks: Mapping[str, str], **place: Any) -> None:
+    """One system's mark: filled for the tuned model, grey for base and majority, hollow for classic baselines."""
+    if system == "tuned":
+        look = {"marker": "o", "markersize": 11, "color": INK["tuned"], "zorder": 6}
+    elif system in CLASSIC:
+        look = {"marker": marks[system], "markersize": 7, "color": INK["classic"], "markerfacecolor": INK["paper"],
+                "markeredgewidth": 2, "zorder": 5}
+    elif system == "base_zero_shot":
+        look = {"marker": "o", "markersize": 7.5, "color": INK["base"], "markerfacecolor": INK["paper"],
+                "markeredgewidth": 2, "zorder": 4}
+    else:
+        look = {"marker": marks[system], "markersize": 8 if system == "base_few_shot" else 14, "color": INK["base"],
+                "markeredgewidth": 2, "zorder": 4}
+    axes.plot([x], [y], linestyle="none", clip_on=False, **look, **place)
+
+
+def _legend(
+    figure: Figure, axes: Axes, x: float, down: float, system: str, label: str, marks: Mapping[str, str], width: float
+) -> None:
+    height = figure.get_figheight() * 72
+    left = axes.get_position().x0 * width
+    at = ((x + left) / width, 1 - down / height)
+    _mark(axes, at[0], at[1], system, marks, transform=figure.transFigure)
+    figure.text(at[0] + 12 / width, at[1], label, fontsize=SMALL, va="center")
+
+
+def _swatches(figure: Figure, axes: Axes, legend: Sequence[tuple[str, str]], width: float) -> None:
+    height = figure.get_figheight() * 72
+    left = axes.get_position().x0 * width
+    for place, (label, colour) in enumerate(legend):
+        x = left + 6 + place * 110
+        axes.plot([x / width], [1 - 12 / height], "s", markersize=9, color=INK[colour], transform=figure.transFigure,
+                  clip_on=False)
+        figure.text((x + 11) / width, 1 - 12 / height, label, fontsize=SMALL, va="center")
