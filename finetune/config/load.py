@@ -101,7 +101,7 @@ def _check_choices(words: Iterable[str], config_dir: Path | None) -> None:
     for group, value in given.items():
         options = sorted(choices(group, config_dir))
         if value not in options:
-            problems.append(Problem(group, value, "is not a known choice", _suggest(value, options)))
+            problems.append(Problem(group, value, "is not a known choice", suggest(value, options)))
     if "recipe" not in given:
         options = sorted(choices("recipe", config_dir))
         problems.append(Problem("recipe", None, "say which recipe to run", f"recipe={options[0]}" + _others(options)))
@@ -113,9 +113,12 @@ def _others(options: Sequence[str]) -> str:
     return f" (or {', '.join(options[1:])})" if len(options) > 1 else ""
 
 
-def _suggest(word: str, options: Sequence[str]) -> str:
+def suggest(word: str, options: Sequence[str]) -> str:
+    """The did-you-mean at the end of an error: the closest option, and all of them where they are few."""
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     known = f"one of {', '.join(options)}"
+    if len(options) > 20:
+        return f"did you mean {close[0]}?" if close else "drop it, or look the name up"
     return f"did you mean {close[0]}? ({known})" if close else f"use {known}"
 
 
@@ -124,7 +127,7 @@ def _problem(item: dict[str, Any], plain: dict[str, Any]) -> Problem:
     path = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
         keys = _fields_at(location[:-1])
-        return Problem(path, item["input"], "is not a key of this section", _suggest(str(location[-1]), keys))
+        return Problem(path, item["input"], "is not a key of this section", suggest(str(location[-1]), keys))
     if item["type"] == "missing":
         return Problem(path, None, "must be given", f"add {path}=... on the command line or in the recipe")
     return Problem(path, item["input"], str(item["msg"]).removeprefix("Value error, "), f"change {path}")

@@ -7,6 +7,7 @@ read here equal to `dataclasses.fields` and `inspect.signature` of the imported 
 import ast
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -99,3 +100,30 @@ def _init_arguments(node: ast.ClassDef) -> dict[str, str]:
     (init,) = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
     arguments = [*init.args.args[1:], *init.args.kwonlyargs]
     return {word.arg: ast.unparse(word.annotation) if word.annotation else "" for word in arguments}
+
+
+@functools.cache
+def scheduler_names() -> tuple[str, ...]:
+    """Values of transformers.SchedulerType."""
+    return _enum_values("trainer_utils.py", "SchedulerType")
+
+
+@functools.cache
+def optimizer_names() -> tuple[str, ...]:
+    """Values of transformers' OptimizerNames."""
+    return _enum_values("training_args.py", "OptimizerNames")
+
+
+@functools.cache
+def dpo_losses() -> tuple[str, ...]:
+    """The losses that TRL's DPOTrainer computes, from its own chain of comparisons."""
+    return tuple(dict.fromkeys(re.findall(r'\bloss_type == "(\w+)"', _source("trl", "trainer/dpo_trainer.py"))))
+
+
+def _enum_values(file: str, name: str) -> tuple[str, ...]:
+    node = _find_class(_source("transformers", file), name)
+    return tuple(
+        str(item.value.value)
+        for item in node.body
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+    )

@@ -2,12 +2,13 @@
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 
 import pytest
 
-from finetune.config.upstream import field_annotations, owner
+from finetune.config.upstream import dpo_losses, field_annotations, optimizer_names, owner, scheduler_names
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,15 @@ def test_keys_read_from_source_equal_the_imported_classes():
         p.name for p in inspect.signature(BitsAndBytesConfig).parameters.values() if p.kind is not p.VAR_KEYWORD
     ]
     assert list(field_annotations("BitsAndBytesConfig")) == arguments
+
+
+@pytest.mark.slow
+def test_names_of_schedules_optimizers_and_losses_equal_upstreams():
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+    from trl import DPOConfig
+
+    assert set(scheduler_names()) == {str(item.value) for item in SchedulerType}
+    assert set(optimizer_names()) == {str(item.value) for item in OptimizerNames}
+    text = next(f for f in dataclasses.fields(DPOConfig) if f.name == "loss_type").metadata["help"]
+    assert set(dpo_losses()) == set(re.findall(r"`'(\w+)'`", text))
