@@ -7,16 +7,17 @@ is computed for the last position only.
 """
 
 import hashlib
+import json
+import os
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn import functional
-from transformers import AttentionInterface
-from transformers.cache_utils import Cache
+if TYPE_CHECKING:
+    import torch
 
 _ATTENTION = "finetune_shared_prefix"
 _MIN_SHARED = 16
@@ -24,7 +25,7 @@ _MIN_SHARED = 16
 _KEEP = 0.75
 """Rows are moved together when at most this share of the batch is still running: moving costs a copy of the cache."""
 
-Shared = list[tuple[torch.Tensor, torch.Tensor]]
+Shared = list[tuple["torch.Tensor", "torch.Tensor"]]
 """Keys and values of the shared opening, one pair for each layer, each of shape (kv_heads, tokens, head_dim)."""
 
 
@@ -82,6 +83,38 @@ def generate(
     return [answers[row] for row in range(len(prompts))]
 
 
+class Kept:
+    """Answers written as they come, one line a batch, so that a killed stage goes on where it was.
+
+    The file belongs to a `.partial` directory, whose name is the hash of everything that decides the answers. A torn
+    last line (killed while writing) is cut off and its batch is generated again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._answers: dict[str, dict[int, list[int]]] = {}
+        whole = 0
+        if file.exists():
+            content = file.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            for line in content[:whole].splitlines():
+                part = json.loads(line)
+                rows = {int(row): ids for row, ids in part["rows"].items()}
+                self._answers.setdefault(part["of"], {}).update(rows)
+            os.truncate(file, whole)
+
+    def of(self, name: str) -> dict[int, list[int]]:
+        """Row -> token ids already generated for this set of prompts."""
+        return self._answers.get(name, {})
+
+    def add(self, name: str, rows: Mapping[int, list[int]]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"of": name, "rows": {str(row): ids for row, ids in rows.items()}}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._answers.setdefault(name, {}).update(rows)
+
+
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the opening that all prompts share, leaving each at least one token of its own; 0 if not worth it."""
     if len(prompts) < 2:
@@ -118,6 +151,8 @@ def _decode_batch(
     temperature: float,
     streams: list[random.Random] | None,
 ) -> list[list[int]]:
+    import torch
+
     device = model.device
     longest = max(map(len, suffixes))
     pads = torch.tensor([longest - len(suffix) for suffix in suffixes], device=device)
@@ -161,7 +196,9 @@ def _decode_batch(
         mask = real[:, None, None, :width]
 
 
-def _choose(logits: torch.Tensor, temperature: float, streams: list[random.Random] | None) -> list[int]:
+def _choose(logits: "torch.Tensor", temperature: float, streams: list[random.Random] | None) -> list[int]:
+    import torch
+
     if streams is None:
         return list(logits.argmax(dim=-1).tolist())
     # One uniform number a row and step, through the inverse of the cumulated distribution, in float64: the draw of a
@@ -178,6 +215,8 @@ def _stream(seed: int, row: int) -> random.Random:
 
 
 def _read_shared(model: Any, opening: Sequence[int]) -> Shared:
+    import torch
+
     cache = _Slab(len(opening))
     ids = torch.tensor([list(opening)], device=model.device)
     causal = torch.ones(len(opening), len(opening), dtype=torch.bool, device=model.device).tril()[None, None]
@@ -189,18 +228,20 @@ def _read_shared(model: Any, opening: Sequence[int]) -> Shared:
     return [(keys[0], values[0]) for keys, values in cache.stored]
 
 
-class _Slab(Cache):
-    """A KV cache whose memory is taken once: transformers' DynamicCache copies all of it at every token."""
+class _Slab:
+    """A KV cache whose memory is taken once: transformers' DynamicCache copies all of it at every token.
+
+    It has what a decoder asks of a cache (`update`, `get_seq_length`) and no more.
+    """
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(layers=[])
         self.capacity = capacity
         self.stored: Shared = []
         self.used: list[int] = []
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: "torch.Tensor", value_states: "torch.Tensor", layer_idx: int, *_: Any, **__: Any
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
         if layer_idx == len(self.stored):
             batch, heads, _tokens, size = key_states.shape
             self.stored.append((
@@ -217,22 +258,22 @@ class _Slab(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.used[layer_idx] if layer_idx < len(self.used) else 0
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def keep(self, rows: "torch.Tensor") -> None:
         """Drop all rows of the batch but these."""
         self.stored = [(keys[rows], values[rows]) for keys, values in self.stored]
 
 
 def _attend(
     module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor",
     scaling: float,
     dropout: float = 0.0,
     shared_prefix: Shared | None = None,
     **_: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple["torch.Tensor", None]:
     """Attention of (batch, heads, new, head_dim) queries to the shared opening and to the row's own keys.
 
     One softmax (float32) runs over both parts, so the result is that of a cache holding the opening in every row; the
@@ -240,10 +281,12 @@ def _attend(
     transformers' sdpa and eager paths copy keys and values once for each query head at every token.
     attention_mask: bool, (batch, 1, new, own keys), True where a key may be seen; the opening is seen by all.
     """
+    import torch
+
     batch, heads, new, size = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     if shared_prefix is None and new > 1:
-        mixed = functional.scaled_dot_product_attention(
+        mixed = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads != kv_heads
         )
         return mixed.transpose(1, 2).contiguous(), None
@@ -268,12 +311,13 @@ def _attend(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_ATTENTION, _attend)
-
-
 @contextmanager
 def _decoding(model: Any) -> Iterator[None]:
     """Evaluation mode and our attention inside, what was there before outside."""
+    import torch
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_ATTENTION, _attend)
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     attention, training = core.config._attn_implementation, model.training
     core.set_attn_implementation(_ATTENTION)

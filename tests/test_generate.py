@@ -5,9 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from finetune.generate import common_prefix, generate, plan_batches
+from finetune.generate import Kept, common_prefix, generate, plan_batches
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -138,15 +145,25 @@ def test_the_shared_opening_leaves_every_prompt_a_token_of_its_own() -> None:
     assert common_prefix([opening]) == 0
 
 
+def test_kept_answers_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / ".answers.jsonl")
+    kept.add("task", {3: [1, 2], 0: [4]})
+    kept.add("other", {0: [9]})
+    whole = kept.file.read_bytes()
+    for cut in range(len(whole) + 1):
+        kept.file.write_bytes(whole[:cut])
+        again = Kept(kept.file)
+        first = whole.index(b"\n") + 1
+        assert again.of("task") == ({3: [1, 2], 0: [4]} if cut >= first else {})
+        assert again.of("other") == ({0: [9]} if cut == len(whole) else {})
+        again.add("third", {1: [5]})
+        assert Kept(kept.file).of("third") == {1: [5]}
+
+
 @pytest.mark.slow
-def test_the_embedded_model_in_float32_answers_in_batches_as_one_by_one() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from finetune.embedded import locate
-
-    directory: Path = locate("smollm2_135m")
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+def test_the_embedded_model_in_float32_answers_in_batches_as_one_by_one(smollm2: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     shots = "The pump leaks oil. -> pump\nThe left track is loose. -> track\nThe engine will not start. -> engine\n"
     lines = ["The boom cylinder drips.", "Bucket tooth missing.", "Air conditioner blows warm air.", "Horn dead."]
     prompts = [tokenizer(f"{shots}{line} ->")["input_ids"] for line in lines]
