@@ -71,12 +71,11 @@ def _plan(options: argparse.Namespace) -> int:
 
     from finetune.checks import check
     from finetune.config import load
-    from finetune.memory import here, plan, resolve_machine
+    from finetune.memory import here, plan, settle
 
     recipe = load(options.words, config_dir=options.config_dir)
-    recipe = recipe.model_copy(update={"machine": resolve_machine(recipe.machine, here())})
-    problems = check(recipe)
-    if problems:
+    recipe = settle(recipe, here(Path(recipe.work)))
+    if problems := check(recipe):
         raise RecipeError(problems)
     planned = plan(recipe)
     print(json.dumps(planned.to_json(), indent=1) if options.json else planned.render())

@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from finetune.artifacts import Artifact, Stage  # noqa: E402
 from finetune.config import Recipe, load  # noqa: E402
 from finetune.errors import RecipeError  # noqa: E402
-from finetune.ranks import build_first, build_in_child, build_together, is_first  # noqa: E402
+from finetune.ranks import build_first, build_in_child, build_together, is_first, world  # noqa: E402
 
 USAGE = """usage: accelerate launch finetune/train.py recipe=NAME [model=] [method=lora|qlora] [machine=] [tracking=]
                                            [stages=[sft,dpo]] [any.key=value] [--config-dir DIR]
@@ -116,14 +116,14 @@ def identity(recipe: Recipe, module: Any) -> dict[str, Any]:
 def ready(words: Sequence[str], config_dir: Path | None = None) -> Recipe:
     """The checked recipe with its machine resolved; a RecipeError with the plan when this machine cannot hold it."""
     from finetune.checks import check
-    from finetune.memory import here, plan, resolve_machine
+    from finetune.memory import here, plan, settle
 
     recipe = load(words, config_dir=config_dir)
-    recipe = recipe.model_copy(update={"machine": resolve_machine(recipe.machine, here())})
-    problems = check(recipe)
-    if problems:
+    found = here(Path(recipe.work))
+    recipe = settle(recipe, found, launched=world())
+    if problems := check(recipe, here=found, launched=world()):
         raise RecipeError(problems)
-    planned = plan(recipe)
+    planned = plan(recipe, here=found)
     if not planned.fits:
         if is_first():
             print(planned.render())
