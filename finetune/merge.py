@@ -8,8 +8,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +21,7 @@ from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Method
 from finetune.errors import RecipeError
+from finetune.fourbit import RoundTrip
 
 Say = Callable[[str], None]
 
@@ -39,28 +39,15 @@ class Config(Section):
     method: Method
 
 
-@dataclass(frozen=True)
-class RoundTrip:
-    """How the weights were quantised in training, to be undone exactly so: bitsandbytes' 4-bit arguments."""
-
-    modules: frozenset[str]
-    quant_type: str = "nf4"
-    double: bool = True
-    blocksize: int = 64
-    dtype: str = "bfloat16"
-    """The number format from which the weights were quantised and to which they were dequantised."""
-
-
 def run(config: Mapping[str, Any], *, out: Path, base: Artifact, adapter: Artifact, say: Say = print) -> dict[str, Any]:
     """Write `model/` and `merge.json` into `out`. Resumes: finished shards of a killed attempt are kept."""
     settings = Config.model_validate(config)
-    quantised = tuple(adapter.facts.get("quantised_modules") or ())
     summary = write_merged(
         base.path,
         adapter.path,
         out,
         identity=canonical_json({"base": base.digest, "adapter": adapter.digest}),
-        round_trip=_round_trip(settings, quantised) if quantised else None,
+        round_trip=RoundTrip.of(adapter.facts, settings.method, settings.model),
         default_mode=settings.model.default_mode,
         say=say,
     )
@@ -90,7 +77,7 @@ def merge_adapter(
     partial.mkdir(parents=True, exist_ok=True)
     identity = canonical_json(
         {"base": _fingerprint(base_dir), "adapter": _fingerprint(adapter_dir), "mode": default_mode,
-         "round_trip": sorted(round_trip.modules) if round_trip else None}
+         "round_trip": round_trip.describe() if round_trip else None}
     )  # fmt: skip
     summary = write_merged(
         base_dir, adapter_dir, partial, identity=identity, round_trip=round_trip, default_mode=default_mode, say=say
@@ -162,7 +149,7 @@ def write_merged(
         "base_chosen_because": (
             "the adapter was trained on these dequantised weights" if round_trip else "the adapter was trained on it"
         ),
-        "round_tripped_modules": sorted(round_trip.modules) if round_trip else [],
+        "round_trip": round_trip.describe() if round_trip else None,
         "bytes": total,
         "files": {
             **{name: entry["sha256"] for name, entry in sorted(done.items())},
@@ -189,7 +176,7 @@ def _merged_blocks(
             module = name.removesuffix(".weight")
             trip = round_trip if round_trip and module in round_trip.modules else None
             rows = tensor.shape[0] if tensor.shape else 1
-            whole = _round_trip_weight(_read_rows(handle, tensor, 0, rows), trip) if trip else None
+            whole = trip.apply(_read_rows(handle, tensor, 0, rows)) if trip else None
             for first, last in _cuts(tensor, block_bytes):
                 block = whole[first:last] if whole is not None else _read_rows(handle, tensor, first, last)
                 if name in updates:
@@ -266,28 +253,6 @@ def _start(out: Path, identity: str) -> dict[str, dict[str, Any]]:
         if path.name not in done:
             path.unlink()
     return done
-
-
-def _round_trip(settings: Config, modules: Sequence[str]) -> RoundTrip:
-    bnb = settings.method.bnb or {}
-    return RoundTrip(
-        modules=frozenset(modules),
-        quant_type=bnb.get("bnb_4bit_quant_type", "fp4"),
-        double=bool(bnb.get("bnb_4bit_use_double_quant", False)),
-        dtype=settings.model.dtype,
-    )
-
-
-def _round_trip_weight(weight: torch.Tensor, trip: RoundTrip) -> torch.Tensor:
-    """Quantise and dequantise as bitsandbytes did when the base was loaded for training (FP4/NF4, QLoRA 2305.14314)."""
-    from bitsandbytes import functional
-
-    stored = weight.dtype
-    packed, state = functional.quantize_4bit(
-        weight.to(getattr(torch, trip.dtype)),
-        blocksize=trip.blocksize, quant_type=trip.quant_type, compress_statistics=trip.double,
-    )  # fmt: skip
-    return functional.dequantize_4bit(packed, state).to(stored)
 
 
 def _check_tied(updates: Mapping[str, Update]) -> None:

@@ -16,6 +16,7 @@ from finetune import merge
 from finetune.artifacts import hash_file
 from finetune.checkpoint import bake_mode
 from finetune.errors import RecipeError
+from finetune.fourbit import RoundTrip
 from finetune.shards import read_header
 
 
@@ -245,7 +246,7 @@ def test_only_modules_that_were_4_bit_are_round_tripped_and_exactly_so(tmp_path)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     modules = frozenset(f"model.layers.{layer}.self_attn.{part}_proj" for layer in (0, 1) for part in "qv")
     summary = merge.merge_adapter(
-        base, adapter, tmp_path / "out", say=quiet, round_trip=merge.RoundTrip(modules)
+        base, adapter, tmp_path / "out", say=quiet, round_trip=RoundTrip(modules)
     )
     before, after = weights(base), weights(tmp_path / "out/model")
     for name, tensor in before.items():
@@ -256,7 +257,7 @@ def test_only_modules_that_were_4_bit_are_round_tripped_and_exactly_so(tmp_path)
     assert torch.equal(after[name], functional.dequantize_4bit(packed, state))
     assert not torch.equal(after[name], before[name])
     assert summary["base_used"] == "round-tripped 4-bit"
-    assert summary["round_tripped_modules"] == sorted(modules)
+    assert summary["round_trip"]["modules"] == sorted(modules)
 
 
 def test_both_modes_render_as_before_when_asked_and_the_default_is_plain():

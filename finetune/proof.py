@@ -1,0 +1,207 @@
+"""Stage PROOF: the merged model answers as the adapter does.
+
+Two measurements. In the number format that is served: the adapter on the base it was trained on (4-bit where it was)
+against the merged checkpoint, teacher-forced over the adapter's own answers. In float32, where rounding no longer hides
+or excuses anything: adapter and merged weights must give the same greedy tokens.
+"""
+
+import gc
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.adapter import Adapter
+from finetune.artifacts import Artifact, Stage, clear, write_whole
+from finetune.base import device_of, load_adapter, load_base, set_threads
+from finetune.chat import ChatFormat
+from finetune.config.evaluation import Score
+from finetune.config.machine import Machine
+from finetune.config.model import Model
+from finetune.config.section import Section
+from finetune.config.training import Method
+from finetune.corpus.records import Chat
+from finetune.errors import RecipeError
+from finetune.fourbit import RoundTrip
+from finetune.generate import generate
+from finetune.shards import read_header, shard_names
+
+Say = Callable[[str], None]
+_LONGEST_ANSWER = 64
+"""Positions compared in one answer: log-probabilities over the whole vocabulary are kept for each."""
+_NEAR_TIE = 0.05
+"""Nats between the two best tokens below which bfloat16 may choose either (two correct engines differ by 0.03)."""
+_FLOAT32_PROMPTS, _FLOAT32_TOKENS = 3, 24
+
+
+class Config(Section):
+    """What changes what is measured."""
+
+    model: Model
+    method: Method
+    score: Score
+
+
+def run(
+    config: Mapping[str, Any], *, out: Path, base: Artifact, prepared: Artifact, adapter: Artifact,
+    checkpoint: Artifact, machine: Machine, say: Say = print,
+) -> dict[str, Any]:
+    """Write parity.json: {kl_mean, kl_max, top1, n_positions, n_prompts, near_ties, greedy_equal_float32, ...}."""
+    settings = Config.model_validate(config)
+    clear(out)
+    set_threads(machine)
+    device = device_of(machine)
+    merged_dir = checkpoint.file("model")
+    chat, served = ChatFormat.read(base.path), ChatFormat.read(merged_dir)
+    rows = choose_rows(prepared.file("test.jsonl"), settings.score.parity_prompts)
+    prompts = [chat.prompt_ids(row.prompt, row.mode, row.tools) for row in rows]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if served.prompt_ids(row.prompt, row.mode, row.tools) != prompt:
+            raise RecipeError.one(
+                str(merged_dir), row.id, "the checkpoint's template or tokenizer makes another prompt than training did",
+                "restore tokenizer and template of the base (the MERGE stage writes them)",
+            )  # fmt: skip
+
+    say(f"proof: the adapter answers {len(prompts)} prompts")
+    model = load_adapter(load_base(base, settings.model, settings.method, device=device), adapter)
+    answers = generate(
+        model, prompts, max_new_tokens=_LONGEST_ANSWER, stop_ids=chat.stop_ids, pad_id=chat.pad_id,
+        batch_tokens=settings.score.batch_tokens,
+    )  # fmt: skip
+    scratch = out / ".adapter_log_probs"
+    _store_log_probs(model, prompts, answers, scratch)
+    del model
+    gc.collect()
+
+    say("proof: the merged model reads the same answers")
+    merged = _load_merged(checkpoint, settings.model, device)
+    found = _compare(merged, prompts, answers, scratch, [row.id for row in rows])
+    del merged
+    gc.collect()
+    scratch.unlink()
+
+    say("proof: greedy answers in float32")
+    found |= {"dtype": settings.model.dtype, "quantised_base": bool(adapter.facts.get("quantised_modules"))}
+    found |= _greedy_in_float32(settings, base, adapter, prompts[:_FLOAT32_PROMPTS], chat, device)
+    write_whole(out / "parity.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return {key: found[key] for key in ("kl_mean", "kl_max", "top1", "n_positions", "greedy_equal_float32")}
+
+
+def choose_rows(file: Path, count: int) -> list[Chat]:
+    """The first rows of every task in turn, so that no task is left out."""
+    tasks: dict[str, list[Chat]] = {}
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = Chat.from_json(line)
+            tasks.setdefault(row.task, []).append(row)
+    dealt = [row for turn in zip_longest(*tasks.values()) for row in turn if row is not None]
+    return dealt[:count]
+
+
+@torch.inference_mode()
+def _log_probs(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities before each answer token, float32 [len(answer), vocabulary]. One row at a time: no padding."""
+    ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
+    return torch.log_softmax(logits.float(), dim=-1).cpu()
+
+
+def _store_log_probs(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path
+) -> None:
+    with file.open("wb") as handle:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            handle.write(memoryview(_log_probs(model, prompt, answer).numpy()).cast("B"))
+
+
+def _compare(
+    merged: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path, ids: Sequence[str]
+) -> dict[str, Any]:
+    """KL(adapter || merged) and top-1 agreement over every position of every answer."""
+    kls: list[torch.Tensor] = []
+    agreed, near_ties, disagreements = 0, [], []
+    with file.open("rb") as handle:
+        for name, prompt, answer in zip(ids, prompts, answers, strict=True):
+            ours = _log_probs(merged, prompt, answer)
+            theirs = torch.frombuffer(bytearray(handle.read(ours.numel() * 4)), dtype=torch.float32).reshape(ours.shape)
+            kls.append((theirs.double().exp() * (theirs.double() - ours.double())).sum(-1).clamp_min(0.0))
+            best = theirs.topk(2, dim=-1).values
+            same = theirs.argmax(-1) == ours.argmax(-1)
+            agreed += int(same.sum())
+            for position in torch.nonzero(~same).flatten().tolist():
+                margin = float(best[position, 0] - best[position, 1])
+                entry = {"id": name, "position": position, "margin_nats": round(margin, 5)}
+                (near_ties if margin < _NEAR_TIE else disagreements).append(entry)
+        assert not handle.read(1), "adapter and merged model were not asked the same positions"
+    kl = torch.cat(kls)
+    if not bool(torch.isfinite(kl).all()):
+        raise RecipeError.one(
+            "parity", None, "the adapter or the merged model gives probabilities that are not finite",
+            "a training run diverged: lower the learning rate and train again",
+        )  # fmt: skip
+    return {
+        "kl_mean": float(kl.mean()),
+        "kl_max": float(kl.max()),
+        "top1": agreed / len(kl),
+        "n_positions": len(kl),
+        "n_prompts": len(prompts),
+        "near_ties": near_ties,
+        "disagreements": disagreements,
+        "near_tie_nats": _NEAR_TIE,
+        "over": "the adapter's own greedy answers",
+    }
+
+
+def _greedy_in_float32(
+    settings: Config, base: Artifact, adapter: Artifact, prompts: Sequence[Sequence[int]], chat: ChatFormat, device: Any
+) -> dict[str, Any]:
+    """Greedy tokens of adapter and merged weights, all in float32; not measured where float32 does not fit."""
+    tensors = [tensor for name in shard_names(base.path) for tensor in read_header(base.path / name).values()]
+    needed = sum(4 * tensor.bytes // (4 if tensor.dtype == "F32" else 2) for tensor in tensors)
+    room = _free_bytes(device)
+    if needed * 1.5 > room:
+        why = f"float32 weights take {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free"
+        return {"greedy_equal_float32": None, "greedy_float32_not_measured": why}
+    ask = {
+        "max_new_tokens": _FLOAT32_TOKENS, "stop_ids": chat.stop_ids, "pad_id": chat.pad_id,
+        "batch_tokens": settings.score.batch_tokens,
+    }  # fmt: skip
+    plain = load_base(base, settings.model, None, device=device, dtype=torch.float32)
+    trip = RoundTrip.of(adapter.facts, settings.method, settings.model)
+    for module in sorted(trip.modules) if trip else ():
+        weight = plain.get_submodule(module).weight
+        weight.data = trip.apply(weight.data) if trip else weight.data
+    adapted = load_adapter(plain, adapter)
+    before = generate(adapted, prompts, **ask)
+    plain = adapted.unload()
+    own = Adapter.read(adapter.path)
+    with torch.no_grad():
+        for target, update in own.plan({tensor.name: tensor for tensor in tensors}).items():
+            weight = plain.get_parameter(target)
+            weight.copy_(own.apply(update, weight.cpu(), 0, weight.shape[0]))
+    after = generate(plain, prompts, **ask)
+    return {
+        "greedy_equal_float32": before == after,
+        "greedy_float32_prompts": len(prompts),
+        "greedy_float32_tokens": sum(map(len, before)),
+    }
+
+
+def _load_merged(checkpoint: Artifact, model: Model, device: Any) -> Any:
+    """The published files and nothing else, as a server would see them."""
+    whole = Artifact(checkpoint.file("model"), checkpoint.manifest)
+    return load_base(whole, model, None, device=device)
+
+
+def _free_bytes(device: Any) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+STAGE = Stage("proof", 1, run)

@@ -1,0 +1,122 @@
+"""PROOF: sees that merged and adapter agree, and sees it when they do not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import make_adapter, make_base
+
+from finetune import merge, proof
+from finetune.artifacts import Artifact, hash_file
+from finetune.config.machine import Machine
+from finetune.errors import RecipeError
+
+MACHINE = Machine(name="test", device="cpu", threads=1)
+MODEL = {
+    "name": "tests/tiny", "key": "tiny", "licence": "apache-2.0", "modes": ["plain", "think"],
+    "architecture": {
+        "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320,
+        "tie_word_embeddings": False, "max_position_embeddings": 256,
+    },
+}  # fmt: skip
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+SILENT = {"say": lambda _: None}
+
+
+def artifact(path: Path, stage: str, **facts) -> Artifact:
+    return Artifact(path, {"stage": stage, "digest": hash_file(next(p for p in sorted(path.rglob("*")) if p.is_file())),
+                           "facts": facts})  # fmt: skip
+
+
+def write_prepared(directory: Path, rows: int = 8) -> Artifact:
+    directory.mkdir()
+    lines = [
+        json.dumps({"id": f"r{number}", "task": f"t{number % 2}", "source": "s", "line": number, "group": "g",
+                    "mode": "plain", "tools": [],
+                    "messages": [{"role": "user", "content": f"Question {number}?"},
+                                 {"role": "assistant", "content": "yes"}]})
+        for number in range(rows)
+    ]  # fmt: skip
+    (directory / "test.jsonl").write_text("\n".join(lines) + "\n")
+    return artifact(directory, "prepare")
+
+
+def prove(folder: Path, config: dict, base: Artifact, adapter: Artifact, checkpoint: Artifact) -> dict:
+    out = folder / "proof"
+    out.mkdir(exist_ok=True)
+    prepared = write_prepared(folder / f"prepared{len(list(folder.iterdir()))}")
+    proof.run(config, out=out, base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint, machine=MACHINE,
+              **SILENT)  # fmt: skip
+    assert [path.name for path in out.iterdir()] == ["parity.json"]
+    return json.loads((out / "parity.json").read_text())
+
+
+def merge_into(folder: Path, config: dict, base: Artifact, adapter: Artifact) -> Artifact:
+    folder.mkdir()
+    identity = {"model": config["model"], "method": config["method"]}
+    merge.run(identity, out=folder, base=base, adapter=adapter, **SILENT)
+    return artifact(folder, "merge")
+
+
+@pytest.fixture
+def config() -> dict:
+    return {"model": MODEL, "method": {"name": "lora"}, "score": {"parity_prompts": 6}}
+
+
+def test_a_right_merge_agrees_with_its_adapter_and_a_wrong_one_does_not(tmp_path, config):
+    base = artifact(make_base(tmp_path / "base"), "base")
+    adapter = artifact(make_adapter(base.path, tmp_path / "adapter", strength=0.05), "sft")
+    other = artifact(make_adapter(base.path, tmp_path / "other", strength=0.05, seed=9), "sft")
+    right = prove(tmp_path, config, base, adapter, merge_into(tmp_path / "right", config, base, adapter))
+    wrong = prove(tmp_path, config, base, adapter, merge_into(tmp_path / "wrong", config, base, other))
+    assert right["greedy_equal_float32"] is True
+    assert right["n_prompts"] == 6
+    assert right["n_positions"] > 50
+    assert right["kl_mean"] < 0.01 < wrong["kl_mean"]
+    assert right["top1"] > 0.9 > wrong["top1"]
+    assert len(right["near_ties"]) + len(right["disagreements"]) == round((1 - right["top1"]) * right["n_positions"])
+
+
+def test_a_scale_that_is_off_shows_in_float32(tmp_path, config, monkeypatch):
+    base = artifact(make_base(tmp_path / "base"), "base")
+    adapter = artifact(make_adapter(base.path, tmp_path / "adapter"), "sft")
+    checkpoint = merge_into(tmp_path / "merged", config, base, adapter)
+    monkeypatch.setattr(proof.Adapter, "_scale", lambda self, module: 1.0)
+    assert prove(tmp_path, config, base, adapter, checkpoint)["greedy_equal_float32"] is False
+
+
+def test_a_4_bit_adapter_belongs_on_the_round_tripped_base(tmp_path, config):
+    from finetune.base import load_base, quantised_modules
+    from finetune.config.model import Model
+    from finetune.config.training import Method
+
+    config["method"] = {"name": "qlora", "bnb": NF4}
+    base = artifact(make_base(tmp_path / "base"), "base")
+    make_adapter(base.path, tmp_path / "adapter", strength=0.05)
+    loaded = load_base(base, Model.model_validate(MODEL), Method.model_validate(config["method"]), device="cpu")
+    modules = quantised_modules(loaded)
+    assert len(modules) == 14, "the seven linear layers of both blocks, never the head"
+    adapter = artifact(tmp_path / "adapter", "sft", quantised_modules=modules)
+    unaware = artifact(tmp_path / "adapter", "sft")
+    good = prove(tmp_path, config, base, adapter, merge_into(tmp_path / "good", config, base, adapter))
+    bad = prove(tmp_path, config, base, adapter, merge_into(tmp_path / "bad", config, base, unaware))
+    assert good["quantised_base"] is True
+    assert good["greedy_equal_float32"] is True
+    assert good["kl_mean"] * 10 < bad["kl_mean"]
+
+
+def test_a_checkpoint_whose_template_makes_other_prompts_is_refused(tmp_path, config):
+    base = artifact(make_base(tmp_path / "base"), "base")
+    adapter = artifact(make_adapter(base.path, tmp_path / "adapter"), "sft")
+    checkpoint = merge_into(tmp_path / "merged", config, base, adapter)
+    template = tmp_path / "merged/model/chat_template.jinja"
+    template.write_text(template.read_text().replace("<think>\\n\\n</think>", "<think></think>"))
+    with pytest.raises(RecipeError, match="another prompt"):
+        prove(tmp_path, config, base, adapter, checkpoint)
+
+
+def test_every_task_is_asked_however_few_prompts(tmp_path):
+    prepared = write_prepared(tmp_path / "prepared", rows=10)
+    assert {row.task for row in proof.choose_rows(prepared.file("test.jsonl"), 2)} == {"t0", "t1"}
+    assert len(proof.choose_rows(prepared.file("test.jsonl"), 99)) == 10
