@@ -63,8 +63,8 @@ SUBJECTS = {
 EMPTY_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a an any and as at be by for from in into is it its may no not of on or other shall such that the this to under "
-        "which with if has have been are was there person",
+        "a an any and as at be by for from in into is it its may no not of on or other shall such that the this to "
+        "under which with if has have been are was there person",
     )
 )
 TWIN_WORDS = {
