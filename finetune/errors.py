@@ -42,6 +42,19 @@ class RecipeError(Exception):
         return f"{len(self.problems)} problems:\n" + "\n".join(f"  {problem}" for problem in self.problems)
 
 
+class Preempted(SystemExit):
+    """SIGTERM came during training: a checkpoint is sealed and nothing was published. Exit code 75 (EX_TEMPFAIL).
+
+    A scheduler that sees 75 runs the same command again, and training goes on after the step named here.
+    """
+
+    EXIT_CODE = 75
+
+    def __init__(self, stage: str, step: int, steps: int) -> None:
+        super().__init__(self.EXIT_CODE)
+        self.message = f"{stage}: stopped by SIGTERM after step {step} of {steps}; the same command goes on from there"
+
+
 def _short(value: Any, limit: int = 120) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= limit else text[: limit - 1] + "…"
