@@ -1,0 +1,47 @@
+"""Every rule that spans sections; returns all problems at once."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune.checks import data, machine, training
+from finetune.checks.passed import check_passed
+from finetune.config import Recipe
+from finetune.errors import Problem
+from finetune.memory import Here
+
+__all__ = ["check"]
+
+
+def check(
+    recipe: Recipe,
+    *,
+    here: Here | None = None,
+    launched: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> list[Problem]:
+    """All problems of a recipe whose machine is resolved, in the order of the file.
+
+    Without `here` a recipe is judged as such, for any machine; with it, this machine must have what the recipe asks
+    for, and `launched` is the number of processes that the launcher started. Reads no document and writes nothing,
+    but with `here` opens a scratch file in the work folder for an instant.
+    """
+    problems = [
+        *training.check_stages(recipe),
+        *data.check_sources(recipe),
+        *data.check_tasks(recipe),
+        *data.check_texts(recipe),
+        *data.check_prepare(recipe),
+        *training.check_model(recipe),
+        *training.check_method(recipe),
+        *check_passed(recipe),
+        *training.check_lengths(recipe),
+        *machine.check_batches(recipe),
+        *machine.check_layout(recipe),
+        *machine.check_launcher(recipe, environment),
+        *training.check_release(recipe, environment),
+        *data.check_folders(recipe),
+    ]
+    if here is not None:
+        problems += [*machine.check_presence(recipe, here, launched), *data.check_writable(Path(recipe.work))]
+    return problems

@@ -1,0 +1,91 @@
+"""Processes, layout and batch: one owner for DeepSpeed, and a machine that has what is asked of it."""
+
+from collections.abc import Iterator, Mapping
+
+from finetune.config import Recipe
+from finetune.errors import Problem
+from finetune.memory import Here
+
+
+def check_batches(recipe: Recipe) -> Iterator[Problem]:
+    machine = recipe.machine
+    each = machine.per_device_batch_size or 1
+    together = machine.processes * each
+    unit = "GPUs" if machine.device == "cuda" else "processes"
+    for name in recipe.stages:
+        size = getattr(recipe, name).batch_size
+        if size % together:
+            below, above = size // together * together, (size // together + 1) * together
+            fits = f"{below} or {above}" if below else str(above)
+            rule = f"does not divide over {machine.processes} {unit} x per_device {each} (={together})"
+            fix = f"use {fits}, or change machine.per_device_batch_size"
+            yield Problem(f"{name}.batch_size", size, rule, fix)
+
+
+def check_layout(recipe: Recipe) -> Iterator[Problem]:
+    machine = recipe.machine
+    if machine.layout == "single" and machine.processes > 1:
+        yield Problem("machine.layout", "single", f"is for one process, not {machine.processes}", "ddp or zero3")
+    if machine.layout == "ddp" and machine.processes == 1:
+        yield Problem("machine.layout", "ddp", "is for several processes", "machine.layout=single")
+    if machine.processes % machine.nodes:
+        rule = f"does not divide over {machine.nodes} nodes"
+        yield Problem("machine.processes", machine.processes, rule, f"a multiple of {machine.nodes}")
+    if machine.device == "cuda" and machine.gpu_memory_gib is None:
+        yield Problem("machine.gpu_memory_gib", None, "is needed to plan for a GPU that is not here", "80 for an A100")
+    deepspeed = machine.deepspeed
+    if machine.layout == "zero3" and deepspeed is None:
+        yield Problem(
+            "machine.deepspeed", None, "layout zero3 is DeepSpeed's", "copy it from configs/machine/a100x8.yaml"
+        )
+    if deepspeed is None:
+        return
+    if machine.layout != "zero3":
+        rule = f"is only for layout zero3, not {machine.layout}"
+        yield Problem("machine.deepspeed", "{...}", rule, "machine.deepspeed=null, or machine.layout=zero3")
+    zero = deepspeed.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        path = "machine.deepspeed.zero_optimization.stage"
+        yield Problem(path, zero.get("stage"), "layout zero3 is stage 3", f"{path}=3")
+    if "optimizer" in deepspeed:
+        rule = "builds a fused optimiser for minutes; the adapter is small"
+        yield Problem("machine.deepspeed.optimizer", "{...}", rule, f"drop it, and set {recipe.stages[-1]}.trl.optim")
+    if deepspeed.get("fp16", {}).get("enabled"):
+        yield Problem("machine.deepspeed.fp16", "{...}", "one precision per run, bfloat16", "drop it; set model.dtype")
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        if deepspeed.get(key, "auto") != "auto":
+            path = f"machine.deepspeed.{key}"
+            rule = "is worked out from batch_size and machine.per_device_batch_size"
+            yield Problem(path, deepspeed[key], rule, f"{path}=auto")
+
+
+def check_launcher(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """A second owner of DeepSpeed, FSDP or the precision, in what `accelerate launch` leaves in the environment."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+        stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+        if recipe.machine.layout != "zero3" or file is not None or stage != "3":
+            value = file or f"zero_stage {stage}"
+            rule = f"accelerate brings a second DeepSpeed config beside machine.layout={recipe.machine.layout}"
+            fix = "drop deepspeed_config from the accelerate config: the machine file is its one owner"
+            yield Problem("accelerate launch", value, rule, fix)
+    if environment.get("ACCELERATE_USE_FSDP") == "true":
+        fix = "use an accelerate config without fsdp_config, and machine.layout=zero3 to share the weights"
+        yield Problem("accelerate launch", "FSDP", "is no layout of this toolkit", fix)
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16"):
+        yield Problem("accelerate launch", precision, "model.dtype decides the precision", "--mixed_precision no")
+
+
+def check_presence(recipe: Recipe, here: Here, launched: int | None) -> Iterator[Problem]:
+    machine = recipe.machine
+    local = -(-machine.processes // machine.nodes)
+    if machine.device == "cuda" and len(here.gpus) < local:
+        rule = f"wants {local} GPUs on each node, here {'is' if len(here.gpus) == 1 else 'are'} {len(here.gpus)}"
+        plan = f"finetune plan recipe={recipe.name} machine={machine.name}"
+        yield Problem("machine", machine.name, rule, f"machine=auto model=smollm2_135m; to plan for it: {plan}")
+    elif launched is not None and launched != machine.processes:
+        rule = f"wants {machine.processes} processes, {launched} were started"
+        # accelerate starts one CPU process whatever number it is asked for, with exit code 0.
+        start = "torchrun --nproc_per_node" if machine.device == "cpu" else "accelerate launch --num_processes"
+        yield Problem("machine", machine.name, rule, f"{start} {local} finetune/train.py recipe={recipe.name} ...")

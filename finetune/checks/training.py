@@ -1,0 +1,99 @@
+"""Stages, model, method, lengths, and what may leave the machine."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from finetune.config import Recipe
+from finetune.errors import Problem, RecipeError
+from finetune.memory.counts import adapted_modules
+
+_ORDER = ("cpt", "sft", "dpo")
+# They start from a decomposition of the base and leave the rest in it: MERGE adds the adapter to the untouched base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def check_stages(recipe: Recipe) -> Iterator[Problem]:
+    stages = list(recipe.stages)
+    in_order = [name for name in _ORDER if name in stages]
+    if not stages:
+        yield Problem("stages", [], "at least one training stage must run", "stages=[sft]")
+    elif stages != in_order:
+        rule = "each stage runs once, in the order cpt, sft, dpo"
+        yield Problem("stages", stages, rule, f"stages=[{','.join(in_order)}]")
+    if "dpo" in stages and "sft" not in stages:
+        rule = "dpo starts from what sft has learned: its adapter is the reference and gives the rejected answers"
+        yield Problem("stages", stages, rule, "stages=[sft,dpo]")
+    if "cpt" in stages and not recipe.text:
+        yield Problem("text", [], "cpt trains on running text and the recipe names none", "add text: [{source: ...}]")
+    if "sft" in stages and recipe.tasks and not any(task.train_rows for task in recipe.tasks.values()):
+        yield Problem("tasks", None, "sft needs a task with train_rows above 0", "set train_rows of the main task")
+
+
+def check_model(recipe: Recipe) -> Iterator[Problem]:
+    model, shape = recipe.model, recipe.model.architecture
+    if model.path is not None:
+        if not Path(model.path, "config.json").is_file():
+            rule = "is no model folder: it has no config.json"
+            yield Problem("model.path", model.path, rule, "name the folder that holds config.json and *.safetensors")
+    elif model.origin == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
+        rule = "a model from the hub is pinned to a commit (40 hex digits)"
+        yield Problem("model.revision", model.revision, rule, f"model.revision=COMMIT of {model.name}")
+    if model.default_mode not in model.modes:
+        yield Problem("model.default_mode", model.default_mode, "is not one of model.modes", f"use {model.modes[0]}")
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        rule = f"does not divide {shape.num_attention_heads} attention heads"
+        path = "model.architecture.num_key_value_heads"
+        yield Problem(path, shape.num_key_value_heads, rule, "copy the numbers of the model's config.json")
+    if model.attn_implementation.startswith("flash") and recipe.machine.device == "cpu":
+        rule = "needs a GPU"
+        yield Problem("model.attn_implementation", model.attn_implementation, rule, "model.attn_implementation=sdpa")
+
+
+def check_method(recipe: Recipe) -> Iterator[Problem]:
+    method, lora = recipe.method, recipe.method.lora
+    if method.name == "qlora" and not (method.bnb or {}).get("load_in_4bit"):
+        rule = "qlora trains on a 4-bit base"
+        yield Problem("method.bnb", method.bnb, rule, "method.bnb.load_in_4bit=true, or method=lora")
+    if method.name == "lora" and method.bnb:
+        yield Problem("method.bnb", method.bnb, "lora trains on the unquantised base", "method=qlora")
+    init = lora.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        where = "decomposes weights that ZeRO-3 has cut up (peft#1826)" if recipe.machine.layout == "zero3" else ""
+        rule = where or "changes the base, and the merge would add the adapter to the untouched one"
+        yield Problem("method.lora.init_lora_weights", init, rule, "method.lora.init_lora_weights=true")
+    saved = set(lora.get("modules_to_save") or ()) & {"lm_head", "embed_tokens"}
+    if saved and recipe.model.architecture.tie_word_embeddings:
+        rule = f"trains head and embedding apart, which {recipe.model.name} ties (transformers#45127)"
+        yield Problem("method.lora.modules_to_save", sorted(saved), rule, "method.lora.modules_to_save=null")
+    try:
+        adapted_modules(recipe.model.architecture, lora)
+    except RecipeError as error:
+        yield from error.problems
+    except re.error as error:
+        rule = f"is no regular expression ({error})"
+        yield Problem("method.lora.target_modules", lora.get("target_modules"), rule, "all-linear, or a list of names")
+
+
+def check_lengths(recipe: Recipe) -> Iterator[Problem]:
+    limit = recipe.model.architecture.max_position_embeddings
+    for name in recipe.stages:
+        length = getattr(recipe, name).max_length
+        if length > limit:
+            rule = f"is more than the {limit} positions of {recipe.model.name}"
+            yield Problem(f"{name}.max_length", length, rule, f"{name}.max_length={limit}")
+    if recipe.replay is not None and "sft" in recipe.stages and recipe.replay.tokens > recipe.sft.max_length:
+        rule = f"is more than sft.max_length={recipe.sft.max_length}"
+        yield Problem("replay.tokens", recipe.replay.tokens, rule, f"replay.tokens={recipe.sft.max_length}")
+
+
+def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Problem]:
+    handoff = recipe.handoff
+    if (handoff.accepted_by is None) != (handoff.reason is None):
+        rule = "who accepts a failed gate and why are given together: both are shown in the report"
+        missing = "reason" if handoff.reason is None else "accepted_by"
+        yield Problem(f"handoff.{missing}", None, rule, f"handoff.{missing}='...'")
+    tracked = environment.get("WANDB_MODE") or recipe.tracking.wandb
+    if recipe.privacy.samples == "full" and tracked == "online":
+        rule = "would send evaluation rows, personal data included, to a tracking server"
+        yield Problem("privacy.samples", "full", rule, "privacy.samples=redacted, or tracking=offline")
