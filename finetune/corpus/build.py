@@ -1,0 +1,145 @@
+"""Rows become items with a name and a group; items become supervised conversations by the task's templates."""
+
+import json
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.config.data import Source, Task, placeholders
+from finetune.corpus.clean import compiled
+from finetune.corpus.ledger import Reject
+from finetune.corpus.records import Chat, Message
+from finetune.corpus.tables import Row
+from finetune.errors import Problem
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a source with its id and its group. `columns` holds what the recipe uses, `_file` and `_line`."""
+
+    source: str
+    id: str
+    group: str
+    columns: Row
+
+    @property
+    def file(self) -> str:
+        return self.columns["_file"]
+
+    @property
+    def line(self) -> int:
+        return int(self.columns["_line"])
+
+    def reject(self, step: str, reason: str, detail: str = "") -> Reject:
+        return Reject(self.file, self.line, self.id, step, reason, detail)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation and the item it was made from."""
+
+    chat: Chat
+    item: Item
+
+    def reject(self, step: str, reason: str, detail: str = "") -> Reject:
+        return Reject(self.item.file, self.item.line, self.chat.id, step, reason, detail)
+
+
+def fill(template: str, row: Mapping[str, str]) -> str:
+    """The template with its `{column}` placeholders replaced. Braces inside values are just text, `{{` means `{`."""
+    return "".join(literal + (row[name] if name else "") for literal, name, _, _ in string.Formatter().parse(template))
+
+
+def name_items(
+    name: str, source: Source, rows: Sequence[Row], columns: Iterable[str]
+) -> tuple[list[Item], list[Problem]]:
+    """Items of one source, only the named columns kept; an id that stands twice or is empty is a problem."""
+    keep = {*columns, "_file", "_line"}
+    items: list[Item] = []
+    problems: list[Problem] = []
+    first: dict[str, Item] = {}
+    for row in rows:
+        item = Item(name, fill(source.id, row), fill(source.group, row), {k: v for k, v in row.items() if k in keep})
+        where = f"{item.file}:{item.line}"
+        for what, value, template in (("id", item.id, source.id), ("group", item.group, source.group)):
+            if not value.strip():
+                problems.append(
+                    Problem(
+                        where,
+                        None,
+                        f"the {what} of this row is empty",
+                        f"fill the column of sources.{name}.{what} ({template}), or leave the row out with `where`",
+                    )
+                )
+        if item.id in first:
+            other = first[item.id]
+            problems.append(
+                Problem(
+                    where,
+                    item.id,
+                    f"this id stands at {other.file}:{other.line} already",
+                    f"make the ids unique, or name more columns in sources.{name}.id",
+                )
+            )
+        first.setdefault(item.id, item)
+        items.append(item)
+    return items, problems
+
+
+def unmet(where: Mapping[str, str], columns: Mapping[str, str]) -> str | None:
+    """The first column in which its regular expression is not found, or None."""
+    return next((name for name, pattern in where.items() if not compiled(pattern).search(columns[name])), None)
+
+
+def build_chat(name: str, task: Task, item: Item) -> Chat:
+    """The supervised conversation that the task makes of this item; JSON answers are compact, keys in recipe order."""
+    messages: list[Message] = []
+    if task.system is not None:
+        messages.append({"role": "system", "content": fill(task.system, item.columns)})
+    messages.append({"role": "user", "content": fill(task.prompt, item.columns)})
+    answer: Message = {"role": "assistant", "content": _answer(task, item.columns)}
+    if task.reasoning is not None:
+        answer["reasoning_content"] = fill(task.reasoning, item.columns)
+    return Chat(
+        id=f"{name}/{item.id}", task=name, messages=(*messages, answer), source=item.file, line=item.line,
+        group=item.group, mode="plain" if task.reasoning is None else "think",
+    )  # fmt: skip
+
+
+def _answer(task: Task, columns: Row) -> str:
+    if task.answer_json is not None:
+        filled = {key: fill(template, columns) for key, template in task.answer_json.items()}
+        return json.dumps(filled, ensure_ascii=False, separators=(",", ":"))
+    assert task.answer is not None, "checks ask for answer or answer_json"
+    return fill(task.answer, columns).strip()
+
+
+def empty_part(task: Task, item: Item) -> str | None:
+    """`empty prompt`, `empty answer` or `empty reasoning` when all columns of that part are blank, else None."""
+    parts = {"prompt": [task.prompt], "answer": answer_templates(task), "reasoning": [task.reasoning or ""]}
+    for part, templates in parts.items():
+        names = names_in(templates)
+        if names and not any(item.columns[name].strip() for name in names):
+            return f"empty {part}"
+    return None
+
+
+def answer_templates(task: Task) -> list[str]:
+    return [task.answer] if task.answer is not None else list((task.answer_json or {}).values())
+
+
+def names_in(templates: Iterable[str | None]) -> list[str]:
+    """The columns that templates name, sorted."""
+    return sorted({name for template in templates if template for name in placeholders(template)})
+
+
+def used_columns(name: str, source: Source, settings: Any) -> tuple[list[str], list[str]]:
+    """(columns whose text ends up in a record, every column needed) of a source, `settings` being prepare's Config."""
+    tasks = [task for task in settings.tasks.values() if task.source == name]
+    uses = [*settings.text, *settings.general.values(), *([settings.replay] if settings.replay else [])]
+    texts = names_in(use.template for use in uses if use.source == name)
+    content = {column for task in tasks for column in task.columns} | set(texts)
+    conditions = {*source.where, *(column for task in tasks for column in task.where)}
+    needed = content | conditions | set(names_in([source.id, source.group]))
+    return sorted(content), sorted(needed)

@@ -1,0 +1,58 @@
+"""Repair of broken text, and filters that drop a row."""
+
+import functools
+import re
+import unicodedata
+
+import ftfy
+
+from finetune.config.data import Filters
+from finetune.corpus.tables import Row
+
+# Full-width forms are ordinary Chinese punctuation, and curly quotes are how the author wrote them: both stay.
+_FIX = ftfy.TextFixerConfig(
+    unescape_html=False, uncurl_quotes=False, fix_character_width=False, normalization="NFC", explain=False
+)
+_SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]")
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]")
+_RUNS = re.compile(r"(?<=\S)  +")
+_TRAILING = re.compile(r" +$", re.MULTILINE)
+_BLANK_LINES = re.compile(r"\n{3,}")
+_TIDY_ASCII = re.compile(r"[ -~]*\Z")
+
+
+def repair_text(text: str) -> str:
+    """Mojibake undone, NFC, one kind of space and line end, no invisible characters. repair(repair(x)) == repair(x)."""
+    if _TIDY_ASCII.match(text) and "  " not in text and "&" not in text:
+        return text.strip()
+    for _ in range(4):  # one repair can uncover another; real text settles after one or two
+        better = _repair_once(text)
+        if better == text:
+            break
+        text = better
+    return text
+
+
+def _repair_once(text: str) -> str:
+    text = ftfy.fix_text(text, _FIX)
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", _SPACES.sub(" ", text)))
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n")
+    text = _TRAILING.sub("", _RUNS.sub(" ", text))
+    return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+def repair_row(row: Row) -> Row:
+    """Every column but `_file` and `_line` repaired."""
+    return {name: value if name.startswith("_") else repair_text(value) for name, value in row.items()}
+
+
+def filter_reason(length: int, filters: Filters) -> str | None:
+    """Why a row whose used columns hold `length` characters together is dropped, or None."""
+    if length < filters.min_chars:
+        return "under min_chars"
+    return "over max_chars" if length > filters.max_chars else None
+
+
+@functools.cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)

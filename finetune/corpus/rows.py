@@ -1,0 +1,126 @@
+"""Steps on source rows: read, where, repair, filter, markup, redact, duplicates. Each is counted in the ledger."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from finetune.config.data import Source
+from finetune.corpus import clean, dedup, redact
+from finetune.corpus.build import Item, fill, name_items, unmet, used_columns
+from finetune.corpus.ledger import Reject
+from finetune.corpus.read import capped, read_sources
+from finetune.corpus.settings import Items, Job
+from finetune.errors import Problem
+
+
+def read(job: Job, data_root: Path, workers: int) -> Items:
+    """Rows of all sources that something uses, named; rows outside `where` are counted."""
+    columns = {name: used_columns(name, source, job.settings) for name, source in job.settings.sources.items()}
+    used = {name: source for name, source in job.settings.sources.items() if columns[name][0]}
+    job.content = {name: columns[name][0] for name in used}
+    rows = read_sources(used, data_root, {name: columns[name][1] for name in used}, workers)
+    items: Items = {}
+    problems: list[Problem] = []
+    for name, source in used.items():
+        job.ledger.record("read", name, len(rows[name]), len(rows[name]))
+        chosen = job.ledger.keep("where", name, rows[name], partial(_outside, source))
+        items[name], wrong = name_items(name, source, chosen, columns[name][1])
+        problems += wrong
+    if problems:
+        raise capped(problems)
+    return items
+
+
+def _outside(source: Source, row: Mapping[str, str]) -> Reject | None:
+    column = unmet(source.where, row)
+    if column is None:
+        return None
+    return Reject(row["_file"], int(row["_line"]), fill(source.id, row), "where", "where", f"column {column}")
+
+
+def repair(job: Job, items: Items) -> Items:
+    if not job.settings.prepare.repair.enabled:
+        return items
+    repaired: Items = {}
+    for name, found in items.items():
+        repaired[name] = [replace(item, columns=clean.repair_row(item.columns)) for item in found]
+        changed = sum(a.columns != b.columns for a, b in zip(found, repaired[name], strict=True))
+        job.ledger.record("repair", name, len(found), len(found), changed=changed)
+    return repaired
+
+
+def drop_by_length(job: Job, items: Items) -> Items:
+    def judge(item: Item) -> Reject | None:
+        length = sum(map(len, _content(job, item)))
+        reason = clean.filter_reason(length, job.settings.prepare.filters)
+        return item.reject("filter", reason, f"{length} characters") if reason else None
+
+    return {name: job.ledger.keep("filter", name, found, judge) for name, found in items.items()}
+
+
+def drop_markup(job: Job, items: Items) -> Items:
+    """Text that holds one of the model's control tokens could close the user's turn: such rows are left out."""
+
+    def judge(item: Item) -> Reject | None:
+        token = next(filter(None, map(job.chat.find_control_token, _content(job, item))), None)
+        return item.reject("markup", "control token in text", token) if token else None
+
+    return {name: job.ledger.keep("markup", name, found, judge) for name, found in items.items()}
+
+
+def redact_personal(job: Job, items: Items) -> Items:
+    kinds = job.settings.prepare.redact.kinds
+    redacted: Items = {}
+    for name, found in items.items():
+        redacted[name], changed = [], 0
+        for item in found:
+            columns, counts = redact.redact_row(item.columns, kinds)
+            job.personal += counts
+            changed += bool(counts)
+            id_, group = (redact.redact_key(key, kinds, job.settings.seed) for key in (item.id, item.group))
+            redacted[name].append(replace(item, id=id_, group=group, columns=columns))
+        job.ledger.record("redact", name, len(found), len(found), changed=changed)
+    # Rows dropped before this step were named in the rejects by their id, which may hold personal data too.
+    job.ledger.rejects = [
+        replace(reject, id=redact.redact_key(reject.id, kinds, job.settings.seed)) for reject in job.ledger.rejects
+    ]
+    return redacted
+
+
+def drop_duplicates(job: Job, items: Items) -> Items:
+    settings = job.settings.prepare.dedup
+    if settings.exact:
+        items = {
+            name: _without(job, name, found, "exact duplicates", dedup.find_exact) for name, found in items.items()
+        }
+    if settings.near is not None:
+        find_near = partial(dedup.find_near, threshold=settings.near)
+        items = {name: _without(job, name, found, "near duplicates", find_near) for name, found in items.items()}
+    return items
+
+
+def _without(
+    job: Job, name: str, found: list[Item], step: str, find: Callable[[list[str]], list[dedup.Duplicate]]
+) -> list[Item]:
+    texts = ["\n".join(_content(job, item)) for item in found]
+    twins = {twin.dropped: twin for twin in find(texts)}
+    reason = step.removesuffix("s")
+    rejects = [
+        found[i].reject(step, reason, f"similarity {twin.similarity} to {found[twin.kept].id}")
+        for i, twin in twins.items()
+    ]
+    kept = [item for i, item in enumerate(found) if i not in twins]
+    job.ledger.record(step, name, len(found), len(kept), rejects)
+    if step == "near duplicates":
+        shown = sorted(twins.values(), key=lambda twin: (twin.similarity, twin.dropped))[:3]
+        job.clusters += [
+            {"source": name, "similarity": twin.similarity, "kept": texts[twin.kept], "dropped": texts[twin.dropped]}
+            for twin in shown
+        ]
+    return kept
+
+
+def _content(job: Job, item: Item) -> list[str]:
+    """The values that end up in records, in column order."""
+    return [item.columns[name] for name in job.content[item.source]]

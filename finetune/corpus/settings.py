@@ -1,0 +1,47 @@
+"""What decides the result of PREPARE, and what its steps share while they run."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.chat import ChatFormat
+from finetune.config.data import Prepare, Replay, Source, Task, TextUse
+from finetune.config.model import Model
+from finetune.config.section import Section
+from finetune.config.training import Cpt, Sft
+from finetune.corpus.build import Example, Item
+from finetune.corpus.ledger import Ledger
+from finetune.corpus.split import Side
+
+Items = dict[str, list[Item]]
+"""Source -> its rows."""
+Sides = dict[str, dict[Side, list[Example]]]
+"""Task -> side -> examples."""
+
+
+class Config(Section):
+    """What decides the result of this stage."""
+
+    seed: int
+    sources: dict[str, Source]
+    tasks: dict[str, Task]
+    text: tuple[TextUse, ...]
+    general: dict[str, TextUse]
+    replay: Replay | None
+    prepare: Prepare
+    sft: Sft
+    cpt: Cpt
+    model: Model
+
+
+@dataclass
+class Job:
+    """What every step needs: settings, the chat format, the ledger, and counts for the datasheet."""
+
+    settings: Config
+    chat: ChatFormat
+    ledger: Ledger = field(default_factory=Ledger)
+    content: dict[str, list[str]] = field(default_factory=dict)
+    """Source -> the columns whose text ends up in records."""
+    personal: Counter[str] = field(default_factory=Counter)
+    clusters: list[dict[str, Any]] = field(default_factory=list)
