@@ -22,7 +22,7 @@ describe() {
 
 group() {
     case $1 in
-        lint) ruff check . && mypy ;;
+        lint) ruff check .; local style=$?; mypy && [ $style -eq 0 ] ;;
         fast) pytest -q -m "not slow and not distributed" --durations=5 ;;
         slow) pytest -q -m "slow and not distributed" --durations=10 ;;
         distributed) OMP_NUM_THREADS=1 pytest -q -m distributed --durations=10 ;;
