@@ -37,19 +37,18 @@ def run(
     *,
     out: Path,
     base: Artifact,
-    data_root: Path,
-    documents: Artifact | None = None,
+    documents: Artifact,
     workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Write the Prepared artifact. `documents` is only there to be part of the key (see read.documents_artifact)."""
+    """Write the Prepared artifact from the documents below `documents.path` (see read.find_documents)."""
     began = time.monotonic()
     clear(out)
     job = Job(Config.model_validate(config), ChatFormat.read(base.path))
     for mode in sorted({"plain" if task.reasoning is None else "think" for task in job.settings.tasks.values()}):
         job.chat.prove(mode)
 
-    items = read(job, data_root, workers)
+    items = read(job, documents.path, workers)
     items = repair(job, items)
     items = drop_by_length(job, items)
     items = drop_markup(job, items)

