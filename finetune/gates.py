@@ -14,11 +14,11 @@ def evaluate_gates(
     `scores` is scores.json ({tasks, general}), `parity` is parity.json. A number that is missing or not finite is
     `not_measured`, never a pass.
     """
-    main = next((task for task in scores["tasks"] if task["name"] == main_task), {})
+    main: Mapping[str, Any] = next((task for task in scores["tasks"] if task["name"] == main_task), {})
     low = (main.get("ci95") or [None])[0]
     before, after = scores["general"]["perplexity_base"], scores["general"]["perplexity_tuned"]
-    rises = [after[kind] / before[kind] - 1 if _measured(before[kind]) else None for kind in before]
-    rise = max(rises) if rises and all(_measured(value) for value in rises) else None
+    known = bool(before) and all(_measured(before[kind]) and _measured(after.get(kind)) for kind in before)
+    rise = max(after[kind] / before[kind] - 1 for kind in before) if known else None
     gates = [
         _gate("gain_above", low, settings.gain_above, lambda value, limit: value > limit),
         _gate("perplexity_rise_max", rise, settings.perplexity_rise_max, lambda value, limit: value <= limit),

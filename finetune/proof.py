@@ -61,7 +61,7 @@ def run(
     for row, prompt in zip(rows, prompts, strict=True):
         if served.prompt_ids(row.prompt, row.mode, row.tools) != prompt:
             raise RecipeError.one(
-                str(merged_dir), row.id, "the checkpoint's template or tokenizer makes another prompt than training did",
+                str(merged_dir), row.id, "the checkpoint's template or tokenizer makes another prompt than in training",
                 "restore tokenizer and template of the base (the MERGE stage writes them)",
             )  # fmt: skip
 
@@ -101,12 +101,13 @@ def choose_rows(file: Path, count: int) -> list[Chat]:
     return dealt[:count]
 
 
-@torch.inference_mode()
 def _log_probs(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
     """Log-probabilities before each answer token, float32 [len(answer), vocabulary]. One row at a time: no padding."""
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
-    return torch.log_softmax(logits.float(), dim=-1).cpu()
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
+        log_probs: torch.Tensor = torch.log_softmax(logits.float(), dim=-1).cpu()
+    return log_probs
 
 
 def _store_log_probs(
@@ -122,7 +123,9 @@ def _compare(
 ) -> dict[str, Any]:
     """KL(adapter || merged) and top-1 agreement over every position of every answer."""
     kls: list[torch.Tensor] = []
-    agreed, near_ties, disagreements = 0, [], []
+    agreed = 0
+    near_ties: list[dict[str, Any]] = []
+    disagreements: list[dict[str, Any]] = []
     with file.open("rb") as handle:
         for name, prompt, answer in zip(ids, prompts, answers, strict=True):
             ours = _log_probs(merged, prompt, answer)
@@ -165,7 +168,7 @@ def _greedy_in_float32(
     if needed * 1.5 > room:
         why = f"float32 weights take {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are free"
         return {"greedy_equal_float32": None, "greedy_float32_not_measured": why}
-    ask = {
+    ask: dict[str, Any] = {
         "max_new_tokens": _FLOAT32_TOKENS, "stop_ids": chat.stop_ids, "pad_id": chat.pad_id,
         "batch_tokens": settings.score.batch_tokens,
     }  # fmt: skip

@@ -1,0 +1,124 @@
+"""config.json and generation_config.json as servers and both generations of transformers read them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import Problem
+
+_ARCHITECTURE = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+_ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+}  # fmt: skip
+
+
+def check_config(directory: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Architecture, code from outside, quantisation left over from training, rope, layer types."""
+    where = str(directory / "config.json")
+    kind, named = config.get("model_type"), config.get("architectures")
+    restore = "restore config.json of the base"
+    if not kind:
+        yield Problem(f"{where}: model_type", None, "readers cannot tell which model this is", restore)
+    elif not (isinstance(named, list) and len(named) == 1 and str(named[0]).endswith("ForCausalLM")) or (
+        kind in _ARCHITECTURE and named != [_ARCHITECTURE[kind]]
+    ):
+        yield Problem(
+            f"{where}: architectures", named, "a server would refuse it or serve it as a pooling model",
+            f'write ["{_ARCHITECTURE.get(str(kind), "...ForCausalLM")}"]',
+        )  # fmt: skip
+    if config.get("auto_map"):
+        yield Problem(f"{where}: auto_map", config["auto_map"], "it asks readers to run code of the model's author",
+                      "remove auto_map")  # fmt: skip
+    quantisation = config.get("quantization_config")
+    if isinstance(quantisation, dict) and str(quantisation.get("quant_method")) == "bitsandbytes":
+        yield Problem(f"{where}: quantization_config", "bitsandbytes", "a leftover of QLoRA training",
+                      "remove quantization_config")  # fmt: skip
+    types = config.get("layer_types")
+    if isinstance(types, list) and len(types) != config.get("num_hidden_layers"):
+        yield Problem(f"{where}: layer_types", len(types), "one entry for each of num_hidden_layers", restore)
+    if kind == "qwen3" and config.get("head_dim") is None:
+        yield Problem(f"{where}: head_dim", None, "readers without it guess 128 or hidden/heads", "write head_dim")
+    yield from _rope(where, config)
+
+
+def _rope(where: str, config: Mapping[str, Any]) -> Iterator[Problem]:
+    parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    theta = config.get("rope_theta")
+    if parameters and scaling:
+        yield Problem(f"{where}: rope_scaling", scaling, "rope_parameters stands beside it, and readers lose the theta",
+                      "keep rope_theta with rope_scaling, or rope_theta with rope_parameters")  # fmt: skip
+    if theta is None and not (parameters or {}).get("rope_theta"):
+        yield Problem(f"{where}: rope_theta", None, "readers fall back to a theta of their own in silence",
+                      "write rope_theta as published with the base")  # fmt: skip
+    elif theta is None:
+        yield Problem(f"{where}: rope_theta", None, "transformers 4 does not read rope_parameters and takes 10000",
+                      f"add rope_theta: {parameters['rope_theta'] if parameters else '...'}")  # fmt: skip
+    elif parameters and parameters.get("rope_theta", theta) != theta:
+        yield Problem(f"{where}: rope_theta", theta, f"rope_parameters says {parameters['rope_theta']}", "make them one")
+    rope = scaling or parameters or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in _ROPE_NEEDS:
+        yield Problem(f"{where}: rope_type", kind, f"known are {', '.join(_ROPE_NEEDS)}", "use one of them")
+        return
+    lacking = [key for key in _ROPE_NEEDS[kind] if key not in rope]
+    if lacking:
+        yield Problem(f"{where}: rope ({kind})", lacking, "keys that this kind needs are missing", "add them")
+    original, longest = rope.get("original_max_position_embeddings"), config.get("max_position_embeddings")
+    if kind == "yarn" and not lacking and original and longest and longest < int(original * rope["factor"]):
+        yield Problem(
+            f"{where}: max_position_embeddings", longest, "YaRN extends nothing while this stays below original x factor",
+            f"write {int(original * rope['factor'])}",
+        )  # fmt: skip
+
+
+def check_generation(
+    directory: Path, config: Mapping[str, Any], ids: Mapping[str, int], end_of_turn: str | None,
+    tokenizer_config: Mapping[str, Any],
+) -> Iterator[Problem]:
+    """Defaults of a server: where answers end, and how they are sampled when the request does not say."""
+    file = directory / "generation_config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        assert isinstance(found, dict)
+    except (OSError, ValueError, AssertionError):
+        yield Problem(str(file), None, "missing or unreadable, and servers then sample at temperature 1.0 in silence",
+                      'write {"eos_token_id": [...], "do_sample": false, "temperature": 0.0}')  # fmt: skip
+        return
+    ends = found.get("eos_token_id", config.get("eos_token_id"))
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    token = tokenizer_config.get("eos_token")
+    for what in dict.fromkeys([end_of_turn, token.get("content") if isinstance(token, dict) else token]):
+        if what is not None and ids.get(what) not in listed:
+            yield Problem(f"{file}: eos_token_id", ends, f"answers end with {what} (id {ids.get(what)}), which is not "
+                          "listed: servers would talk on", f"add {ids.get(what)}")  # fmt: skip
+    strange = [end for end in listed if ids and end not in ids.values()]
+    if strange or not listed:
+        yield Problem(f"{file}: eos_token_id", ends, "not ids of this tokenizer", "write the ids that end an answer")
+    yield from _sampling(file, found)
+
+
+def _sampling(file: Path, found: Mapping[str, Any]) -> Iterator[Problem]:
+    temperature = found.get("temperature")
+    if temperature is None:
+        yield Problem(f"{file}: temperature", None, "vLLM ignores do_sample and samples at 1.0 when it is absent",
+                      "write temperature: 0.0 for greedy, or the one you want")  # fmt: skip
+    elif not isinstance(temperature, int | float) or temperature < 0:
+        yield Problem(f"{file}: temperature", temperature, "a number from 0 up", "correct it")
+    elif found.get("do_sample") is False and temperature != 0:
+        yield Problem(f"{file}: temperature", temperature, "transformers answers greedily, vLLM samples",
+                      "write 0.0, or do_sample: true")  # fmt: skip
+    elif found.get("do_sample") and temperature == 0:
+        yield Problem(f"{file}: do_sample", True, "transformers refuses to sample at temperature 0",
+                      "write do_sample: false")  # fmt: skip
+    top_p, top_k = found.get("top_p", 1.0), found.get("top_k", 0)
+    if top_p is not None and not 0 < top_p <= 1:
+        yield Problem(f"{file}: top_p", top_p, "above 0, at most 1", "correct it")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < -1):
+        yield Problem(f"{file}: top_k", top_k, "a whole number from -1 up", "correct it")
+    for key in ("max_new_tokens", "max_length"):
+        if key in found:
+            yield Problem(f"{file}: {key}", found[key], "it becomes the length of every answer that asks for none",
+                          "remove it")  # fmt: skip
