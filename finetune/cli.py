@@ -74,9 +74,9 @@ def _plan(options: argparse.Namespace) -> int:
     from finetune.memory import here, plan, settle
 
     recipe = load(options.words, config_dir=options.config_dir)
-    recipe = settle(recipe, here(Path(recipe.work)))
     if problems := check(recipe):
         raise RecipeError(problems)
+    recipe = settle(recipe, here(Path(recipe.work)))
     planned = plan(recipe)
     print(json.dumps(planned.to_json(), indent=1) if options.json else planned.render())
     return 0

@@ -120,9 +120,9 @@ def ready(words: Sequence[str], config_dir: Path | None = None) -> Recipe:
 
     recipe = load(words, config_dir=config_dir)
     found = here(Path(recipe.work))
-    recipe = settle(recipe, found, launched=world())
     if problems := check(recipe, here=found, launched=world()):
         raise RecipeError(problems)
+    recipe = settle(recipe, found, launched=world())
     planned = plan(recipe, here=found)
     if not planned.fits:
         if is_first():

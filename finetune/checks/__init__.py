@@ -8,7 +8,7 @@ from finetune.checks import data, machine, training
 from finetune.checks.passed import check_passed
 from finetune.config import Recipe
 from finetune.errors import Problem
-from finetune.memory import Here
+from finetune.memory import Here, resolve_machine
 
 __all__ = ["check"]
 
@@ -20,12 +20,15 @@ def check(
     launched: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> list[Problem]:
-    """All problems of a recipe whose machine is resolved, in the order of the file.
+    """All problems of a recipe as it was loaded, in the order of the file.
 
     Without `here` a recipe is judged as such, for any machine; with it, this machine must have what the recipe asks
     for, and `launched` is the number of processes that the launcher started. Reads no document and writes nothing,
     but with `here` opens a scratch file in the work folder for an instant.
     """
+    if here is not None:
+        settled = resolve_machine(recipe.machine, here, launched=launched)
+        recipe = recipe.model_copy(update={"machine": settled})
     problems = [
         *training.check_stages(recipe),
         *data.check_sources(recipe),

@@ -24,6 +24,8 @@ def check_batches(recipe: Recipe) -> Iterator[Problem]:
 
 def check_layout(recipe: Recipe) -> Iterator[Problem]:
     machine = recipe.machine
+    if machine.device == "auto":  # its layout is the planner's choice
+        return
     if machine.layout == "single" and machine.processes > 1:
         yield Problem("machine.layout", "single", f"is for one process, not {machine.processes}", "ddp or zero3")
     if machine.layout == "ddp" and machine.processes == 1:

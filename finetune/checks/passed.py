@@ -189,6 +189,8 @@ def _wrong_type(value: Any, annotation: str) -> str | None:
     plain = [leaf for leaf in leaves if isinstance(leaf, str)]
     if not leaves or any(leaf not in _PLAIN for leaf in plain):
         return None
+    if any("[" in str(word) for literal in literals for word in literal):  # `pissa_niter_[number of iters]`
+        return None
     if any(value in literal for literal in literals):
         return None
     for leaf in plain:

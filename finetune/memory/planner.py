@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -118,12 +119,28 @@ def _models(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
 def _machines(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
     """Every machine file that names its GPU's memory."""
     for name, file in choices("machine").items():
-        machine = Machine.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))["machine"])
+        machine = Machine.model_validate(_read_machine(file))
         if machine.gpu_memory_gib is not None and machine.name != recipe.machine.name:
             there = Here(
                 gpus=(Gpu(machine.gpu or "", machine.gpu_memory_gib),), cores=64, memory_gib=0, disk_free_gib=0
             )
             yield name, recipe.model_copy(update={"machine": resolve_machine(machine, there)})
+
+
+def _read_machine(file: Path) -> dict[str, Any]:
+    """A machine file with the groups of its defaults list merged in: what Hydra composes, in a tenth of the time."""
+    plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+    machine: dict[str, Any] = {}
+    for entry in plain.get("defaults", ()):
+        for group, name in entry.items() if isinstance(entry, dict) else ():
+            shared = choices(group.removeprefix("/"))[name]
+            machine = _merge(machine, yaml.safe_load(shared.read_text(encoding="utf-8"))["machine"])
+    return _merge(machine, plain["machine"])
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    shared = [key for key in low.keys() & high.keys() if isinstance(low[key], dict) and isinstance(high[key], dict)]
+    return low | high | {key: _merge(low[key], high[key]) for key in shared}
 
 
 def _unsettled(recipe: Recipe) -> Recipe:

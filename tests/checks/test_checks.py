@@ -1,0 +1,358 @@
+"""Each rule fails once, with the path, the value, the rule and the fix that the user reads."""
+
+import copy
+import functools
+from pathlib import Path
+
+import pytest
+
+from finetune.checks import check
+from finetune.config.load import compose, validate
+from finetune.errors import Problem, RecipeError
+from finetune.memory import Gpu, Here
+
+CPU = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=100.0)
+EIGHT = Here(gpus=(Gpu("A100-80GB", 80.0),) * 8, cores=64, memory_gib=1024.0, disk_free_gib=1000.0)
+SMALL = ("model=smollm2_135m", "machine=cpu")
+LARGE = ("model=qwen3_32b", "machine=a100x8")
+
+
+@functools.cache
+def _composed(words):
+    return compose(["recipe=maintenance", *words])
+
+
+def recipe_with(changes, words=SMALL):
+    """The maintenance recipe with dotted keys set."""
+    plain = copy.deepcopy(_composed(words))
+    for path, value in changes.items():
+        *folders, name = path.split(".")
+        section = plain
+        for folder in folders:
+            section = section[folder] if section.get(folder) is not None else section.setdefault(folder, {})
+        section[name] = value
+    return validate(plain)
+
+
+def problems(changes, words=SMALL, environment=None, **presence):
+    return check(recipe_with(changes, words), environment=environment or {}, **presence)
+
+
+def only(changes, words=SMALL, environment=None, **presence) -> Problem:
+    found = problems(changes, words, environment, **presence)
+    assert len(found) == 1, [str(problem) for problem in found]
+    return found[0]
+
+
+@pytest.mark.parametrize("words", [SMALL, LARGE, (*LARGE, "method=qlora"), ("model=tiny_qwen3", "machine=cpu_zero3x2")])
+def test_a_good_recipe_has_no_problem(words):
+    assert problems({}, words) == []
+
+
+CASES = {
+    # stages
+    "no stage": ({"stages": []}, "stages", [], "at least one", "stages=[sft]"),
+    "stages out of order": ({"stages": ["dpo", "sft"]}, "stages", ["dpo", "sft"], "in the order", "stages=[sft,dpo]"),
+    "a stage twice": ({"stages": ["sft", "sft"]}, "stages", ["sft", "sft"], "runs once", "stages=[sft]"),
+    "dpo without sft": ({"stages": ["dpo"]}, "stages", ["dpo"], "starts from what sft", "stages=[sft,dpo]"),
+    "cpt without text": ({"stages": ["cpt", "sft"], "text": []}, "text", [], "running text", "add text"),
+    "nothing to train on": (
+        {"tasks.fields.train_rows": 0, "tasks.place.train_rows": 0}, "tasks", None, "train_rows above 0", "train_rows",
+    ),
+    # sources
+    "neither path nor wheel": (
+        {"sources.work_orders.path": None}, "sources.work_orders", None, "path or from a wheel", "path or sources.",
+    ),
+    "missing file": (
+        {"sources.work_orders.path": "work_order.csv"}, "sources.work_orders.path", "work_order.csv",
+        "nothing of this name", "did you mean work_orders.csv?",
+    ),
+    "glob without a match": (
+        {"sources.work_orders.path": "notes/*.html"}, "sources.work_orders.path", "notes/*.html",
+        "nothing of this name", "put it into",
+    ),
+    "cut table": ({"sources.work_orders.cut": {"by": "page"}}, "sources.work_orders.cut.by", "page", "is rows", "drop"),
+    "pattern without by": (
+        {"sources.handbook.cut": {"by": "page", "pattern": "(?P<a>.)"}}, "sources.handbook.cut.pattern", "(?P<a>.)",
+        "goes with by: pattern", "both or neither",
+    ),
+    "broken pattern": (
+        {"sources.handbook.cut": {"by": "pattern", "pattern": "(?P<a>."}}, "sources.handbook.cut.pattern", "(?P<a>.",
+        "no regular expression", "mend it",
+    ),
+    "pattern without names": (
+        {"sources.handbook.cut": {"by": "pattern", "pattern": "(.*)"}}, "sources.handbook.cut.pattern", "(.*)",
+        "no named group", "(?P<title>",
+    ),
+    "broken where": (
+        {"tasks.fields.where": {"labels": "["}}, "tasks.fields.where.labels", "[", "no regular expression", "mend it",
+    ),
+    "unknown encoding": (
+        {"sources.work_orders.encoding": "utf-9"}, "sources.work_orders.encoding", "utf-9", "no encoding", "utf-8",
+    ),
+    # tasks
+    "no main task": ({"tasks.fields.main": False}, "tasks", None, "exactly one task", "tasks.fields.main"),
+    "two main tasks": ({"tasks.place.main": True}, "tasks", ["fields", "place"], "exactly one task", "tasks.fields"),
+    "unknown source": (
+        {"tasks.fields.source": "work_order"}, "tasks.fields.source", "work_order", "not one of the sources",
+        "did you mean work_orders?",
+    ),
+    "answer twice": ({"tasks.fields.answer": "{action}"}, "tasks.fields", None, "one of the two", "answer_json"),
+    "no answer": ({"tasks.place.answer": None}, "tasks.place", None, "one of the two", "keep tasks.place.answer"),
+    "json metric on text": (
+        {"tasks.place.metric": "json_exact"}, "tasks.place.metric", "json_exact", "compares answer_json", "exact_match",
+    ),
+    "single brace": (
+        {"tasks.place.prompt": "Order {text"}, "tasks.place.prompt", "Order {text", "single brace", "double a brace",
+    ),
+    "prompt without column": (
+        {"tasks.place.prompt": "Where?"}, "tasks.place.prompt", "Where?", "ask the same", "name columns",
+    ),
+    "reasoning without think mode": (
+        {"tasks.place.reasoning": "{text}"}, "tasks.place.reasoning", "{text}", "does not have", "model=qwen3_32b",
+    ),
+    "answer longer than a row": (
+        {"tasks.place.max_new_tokens": 256}, "tasks.place.max_new_tokens", 256, "no room for a prompt", "lower",
+    ),
+    # running text, split
+    "general text that is trained on": (
+        {"general.speeches.source": "replay"}, "general.speeches.source", "replay", "trained on as well",
+        "nothing else",
+    ),
+    "no general text": ({"general": {}}, "general", None, "needs general text", "perplexity_rise_max=null"),
+    "only replay": ({"replay.share": 1.0}, "replay.share", 1.0, "no room", "0.15"),
+    "long replay": ({"replay.tokens": 300}, "replay.tokens", 300, "sft.max_length=256", "replay.tokens=256"),
+    "nothing left to train": (
+        {"prepare.split": {"valid": 0.5, "test": 0.5}}, "prepare.split.valid", 0.5, "nothing is left", "below 1",
+    ),
+    "no test rows": ({"prepare.split": {"test": 0.0}}, "prepare.split.test", 0.0, "above 0", "0.1"),
+    "filters that drop all": (
+        {"prepare.filters": {"min_chars": 9, "max_chars": 5}}, "prepare.filters.min_chars", 9, "every row", "lower",
+    ),
+    # model and method
+    "hub model without a commit": (
+        {"model.origin": "hub"}, "model.revision", None, "pinned to a commit", "model.revision=",
+    ),
+    "folder that is no model": ({"model.path": "/"}, "model.path", "/", "no config.json", "holds config.json"),
+    "mode the model lacks": (
+        {"model.default_mode": "think"}, "model.default_mode", "think", "not one of model.modes", "use plain",
+    ),
+    "flash attention on a CPU": (
+        {"model.attn_implementation": "flash_attention_2"}, "model.attn_implementation", "flash_attention_2",
+        "needs a GPU", "sdpa",
+    ),
+    "row longer than the model": (
+        {"sft.max_length": 9000}, "sft.max_length", 9000, "more than the 8192 positions", "sft.max_length=8192",
+    ),
+    "qlora without bnb": ({"method.name": "qlora"}, "method.bnb", None, "4-bit base", "method=lora"),
+    "lora with bnb": (
+        {"method.bnb": {"load_in_4bit": True}}, "method.bnb", {"load_in_4bit": True}, "unquantised base",
+        "method=qlora",
+    ),
+    "PiSSA": (
+        {"method.lora.init_lora_weights": "pissa_niter_4"}, "method.lora.init_lora_weights", "pissa_niter_4",
+        "changes the base", "init_lora_weights=true",
+    ),
+    "tied head trained apart": (
+        {"method.lora.modules_to_save": ["lm_head"]}, "method.lora.modules_to_save", ["lm_head"],
+        "transformers#45127", "modules_to_save=null",
+    ),
+    "adapter on nothing": (
+        {"method.lora.target_modules": ["query"]}, "method.lora.target_modules", ["query"], "names no layer", "q_proj",
+    ),
+    # keys that are handed on
+    "typo in a TRL key": (
+        {"sft.trl.learnin_rate": 1e-3}, "sft.trl.learnin_rate", 1e-3, "not a key of trl.SFTConfig",
+        "did you mean learning_rate?",
+    ),
+    "former TRL key": (
+        {"sft.trl.warmup_ratio": 0.1}, "sft.trl.warmup_ratio", 0.1, "not a key", "use warmup_steps",
+    ),
+    "key that the toolkit sets": (
+        {"dpo.trl.max_length": 128}, "dpo.trl.max_length", 128, "set by the toolkit", "set dpo.max_length",
+    ),
+    "best model at the end": (
+        {"sft.trl.load_best_model_at_end": True}, "sft.trl.load_best_model_at_end", True, "set by the toolkit",
+        "transformers#29338",
+    ),
+    "packing that leaks": (
+        {"sft.trl.packing_strategy": "wrapped"}, "sft.trl.packing_strategy", "wrapped", "set by the toolkit",
+        "never attend to each other",
+    ),
+    "second DeepSpeed": ({"sft.trl.deepspeed": "ds.json"}, "sft.trl.deepspeed", "ds.json", "set by", "one owner"),
+    "wrong type of a TRL value": (
+        {"sft.trl.learning_rate": "fast"}, "sft.trl.learning_rate", "fast", "must be float", "learning_rate=...",
+    ),
+    "learning rate of 5": ({"sft.trl.learning_rate": 5.0}, "sft.trl.learning_rate", 5.0, "between 0 and 1", "change"),
+    "typo in a loss": (
+        {"dpo.trl.loss_type": ["sigmod"]}, "dpo.trl.loss_type", "sigmod", "not a name", "did you mean sigmoid?",
+    ),
+    "typo in a schedule": (
+        {"sft.trl.lr_scheduler_type": "cosin"}, "sft.trl.lr_scheduler_type", "cosin", "not a name", "cosine",
+    ),
+    "another name for r": ({"method.lora.rank": 8}, "method.lora.rank", 8, "not a key of peft.LoraConfig", "use r"),
+    "rank that is true": ({"method.lora.r": True}, "method.lora.r", True, "must be int", "method.lora.r="),
+    "literal that is none": (
+        {"method.lora.bias": "some"}, "method.lora.bias", "some", "must be none or all or lora_only", "bias=...",
+    ),
+    "dropout of 1": ({"method.lora.lora_dropout": 1.0}, "method.lora.lora_dropout", 1.0, "below 1", "0.05"),
+    # release and folders
+    "accepted without a reason": ({"handoff.accepted_by": "Ann"}, "handoff.reason", None, "given together", "reason="),
+    "personal data online": (
+        {"privacy.samples": "full", "tracking.wandb": "online"}, "privacy.samples", "full", "personal data",
+        "tracking=offline",
+    ),
+    "work inside the documents": (
+        {"work": "data/maintenance/out"}, "work", "data/maintenance/out", "read as documents", "work=work/maintenance",
+    ),
+    "work that is a file": ({"work": "pyproject.toml"}, "work", "pyproject.toml", "is a file", "work=work/"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_broken_rule_is_named_with_path_value_rule_and_fix(case, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    changes, path, value, rule, fix = CASES[case]
+    problem = only(changes)
+    assert (problem.path, problem.value) == (path, value)
+    assert rule in problem.rule
+    assert fix in problem.fix
+
+
+def test_a_batch_that_does_not_divide_names_the_two_nearest_that_do():
+    problem = only({"sft.batch_size": 60, "machine.per_device_batch_size": 2}, LARGE)
+    assert str(problem) == (
+        "sft.batch_size=60: does not divide over 8 GPUs x per_device 2 (=16): "
+        "use 48 or 64, or change machine.per_device_batch_size"
+    )
+
+
+def test_a_stage_that_does_not_run_is_not_checked():
+    assert problems({"stages": ["sft"], "dpo.batch_size": 7, "dpo.trl.no_such_key": 1}) == []
+
+
+MACHINES = {
+    "many in one": ({"machine.layout": "single", "machine.deepspeed": None}, "machine.layout", "ddp or zero3"),
+    "DeepSpeed beside DDP": ({"machine.layout": "ddp"}, "machine.deepspeed", "machine.deepspeed=null"),
+    "ZeRO-3 without DeepSpeed": ({"machine.deepspeed": None}, "machine.deepspeed", "a100x8.yaml"),
+    "ZeRO-2": (
+        {"machine.deepspeed.zero_optimization.stage": 2}, "machine.deepspeed.zero_optimization.stage", "stage=3",
+    ),
+    "DeepSpeed's optimiser": (
+        {"machine.deepspeed.optimizer": {"type": "AdamW"}}, "machine.deepspeed.optimizer", "dpo.trl.optim",
+    ),
+    "float16": ({"machine.deepspeed.fp16": {"enabled": True}}, "machine.deepspeed.fp16", "model.dtype"),
+    "batch in the DeepSpeed config": (
+        {"machine.deepspeed.train_batch_size": 64}, "machine.deepspeed.train_batch_size", "train_batch_size=auto",
+    ),
+    "GPU of unknown memory": ({"machine.gpu_memory_gib": None}, "machine.gpu_memory_gib", "80"),
+    "PiSSA under ZeRO-3": (
+        {"method.lora.init_lora_weights": "pissa"}, "method.lora.init_lora_weights", "init_lora_weights=true",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MACHINES)
+def test_a_machine_that_contradicts_itself_is_refused(case):
+    changes, path, fix = MACHINES[case]
+    problem = only(changes, LARGE)
+    assert problem.path == path
+    assert fix in problem.fix
+
+
+def test_nodes_that_do_not_divide_the_processes_are_refused():
+    assert only({"machine.nodes": 3, "machine.per_device_batch_size": 1}, LARGE).path == "machine.processes"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (SMALL, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
+        (LARGE, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}),
+        (LARGE, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        (LARGE, {"ACCELERATE_USE_FSDP": "true"}),
+        (LARGE, {"ACCELERATE_MIXED_PRECISION": "fp16"}),
+    ],
+)
+def test_a_second_owner_in_the_accelerate_config_is_refused(words, environment):
+    assert only({}, words, environment).path == "accelerate launch"
+
+
+def test_accelerates_own_zero3_switch_is_no_second_owner():
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    assert problems({}, LARGE, environment) == []
+
+
+def test_wandb_mode_of_the_environment_counts_for_privacy():
+    assert only({"privacy.samples": "full"}, environment={"WANDB_MODE": "online"}).path == "privacy.samples"
+
+
+def test_missing_and_empty_document_folders_are_told_apart(tmp_path):
+    assert "is not there" in only({"data_root": str(tmp_path / "no")}).rule
+    found = problems({"data_root": str(tmp_path)})
+    assert "is empty" in {problem.path: problem for problem in found}["data_root"].rule
+
+
+def test_a_machine_without_the_gpus_is_refused_only_when_it_is_this_one():
+    assert problems({}, LARGE) == []
+    problem = only({}, LARGE, here=CPU)
+    assert problem.path == "machine"
+    assert "wants 8 GPUs on each node, here are 0" in problem.rule
+    assert "finetune plan recipe=maintenance machine=a100x8" in problem.fix
+
+
+def test_flash_attention_is_refused_when_auto_finds_no_gpu():
+    words = ("model=smollm2_135m", "machine=auto")
+    flash = {"model.attn_implementation": "flash_attention_2"}
+    assert problems(flash, words) == []
+    assert only(flash, words, here=CPU).path == "model.attn_implementation"
+    assert problems(flash, words, here=EIGHT, launched=8) == []
+
+
+def test_a_launcher_with_another_number_of_processes_is_refused():
+    assert problems({}, LARGE, here=EIGHT, launched=8) == []
+    problem = only({}, LARGE, here=EIGHT, launched=4)
+    assert "wants 8 processes, 4 were started" in problem.rule
+    assert "accelerate launch --num_processes 8" in problem.fix
+
+
+def test_a_cpu_machine_of_two_processes_is_started_with_torchrun():
+    problem = only({}, ("model=tiny_qwen3", "machine=cpu_zero3x2"), here=CPU, launched=1)
+    assert problem.fix.startswith("torchrun --nproc_per_node 2 finetune/train.py")
+
+
+def test_a_work_folder_that_cannot_be_written_is_refused():
+    problem = only({"work": "/proc/finetune"}, here=CPU)
+    assert problem.path == "work"
+    assert "cannot be written" in problem.rule
+
+
+def test_checking_leaves_nothing_behind(tmp_path):
+    assert problems({"work": str(tmp_path / "work")}, here=CPU) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_of_a_config_come_at_once():
+    found = problems(
+        {
+            "stages": ["dpo", "sft"],
+            "tasks.fields.source": "work_order",
+            "sft.trl.learnin_rate": 1.0,
+            "method.lora.rank": 8,
+            "dpo.batch_size": 7,
+            "machine.per_device_batch_size": 2,
+            "handoff.reason": "because",
+        }
+    )
+    paths = [problem.path for problem in found]
+    assert paths == [
+        "stages",
+        "tasks.fields.source",
+        "sft.trl.learnin_rate",
+        "method.lora.rank",
+        "dpo.batch_size",
+        "handoff.accepted_by",
+    ]
+    message = RecipeError(found).render()
+    assert message.startswith("6 problems:\n")
+    assert "did you mean learning_rate?" in message
