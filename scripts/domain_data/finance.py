@@ -10,6 +10,10 @@ from domain_data.sources import Shipped
 from domain_data.wordnet import MEMBER, Nouns
 
 TAGS = "edgar/xbrl/standardization/gaap_mappings.json"
+LINKAGES = "edgar/entity/data/concept_linkages.json"
+NOT_AN_AMOUNT = re.compile(r"(Abstract|Axis|Member|Domain|Table|LineItems|TextBlock|Line Items)$")
+FAMILY_WORDS = 4
+"""Tags that begin alike stay on one side of a split."""
 FINANCE_TOPICS = ("01098698", "01134037", "06150633", "01100273", "01100658", "06149484", "04323026", "00618734")
 """finance (three senses), banking (two), economics, stock market, accounting"""
 FINANCE_ROOTS = (
@@ -31,6 +35,8 @@ def build(unpacked: dict[str, Path], out: Path) -> list[Shipped]:
     write_html(folder / "finance_glossary.html", "Finance glossary", blocks)
     tags = _tags(unpacked["edgartools"] / TAGS)
     write_csv(folder / "gaap_tags.csv", tags)
+    items = _line_items(unpacked["edgartools"] / LINKAGES)
+    write_csv(folder / "line_items.csv", items)
     lines = sorted({(tag["statement"], tag["section"], tag["line"]) for tag in tags})
     outline: list[Block] = [("h1", "Standard lines of the financial statements")]
     above = ("", "")
@@ -55,10 +61,63 @@ def build(unpacked: dict[str, Path], out: Path) -> list[Shipped]:
             "`words` is the tag cut at its capitals",
         ),
         Shipped(
+            "finance/line_items.csv", "edgartools", LINKAGES, len(items),
+            "how companies word a line of a statement, and the tag they filed it under; of a wording filed under "
+            "several tags the most common; abstract and held-out tags left out; `words` as above, `family` their first "
+            f"{FAMILY_WORDS}",
+        ),
+        Shipped(
             "finance/statement_lines.md", "edgartools", TAGS, len(lines),
             "the distinct statement, section and line of gaap_tags.csv as an outline",
         ),
     ]
+
+
+def _line_items(path: Path) -> list[dict[str, str]]:
+    """One row for each wording in each statement, by tag."""
+    best: dict[tuple[str, str], tuple[int, str]] = {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for entry in content["multi_statement_concepts"] + content["linkage_concepts"]:
+        tag = entry["concept"]
+        if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", tag) or NOT_AN_AMOUNT.search(tag) or is_held_out(tag):
+            continue
+        for statement, detail in entry["statement_details"].items():
+            label = re.sub(r"\s+", " ", detail["label"] or "").strip()
+            if detail["is_abstract"] or not re.search(r"[a-z]{3}", label) or re.search(r"\d|\[|Parent Company", label):
+                continue
+            key, found = (statement, label.lower()), (detail["company_count"], tag)
+            best[key] = max(best.get(key, found), found)
+    spelled = _spelling(content)
+    rows = [
+        {
+            "item": f"{tag}/{statement}/{index}",
+            "statement": _spaced(statement),
+            "label": spelled[label],
+            "tag": tag,
+            "words": " ".join(_words(tag)),
+            "family": " ".join(_words(tag)[:FAMILY_WORDS]),
+        }
+        for index, (tag, statement, label) in enumerate(
+            sorted((tag, statement, label) for (statement, label), (_, tag) in best.items()), start=1
+        )
+    ]
+    assert not any(is_held_out(row["tag"]) for row in rows)
+    return rows
+
+
+def _spelling(content: dict[str, list[dict[str, dict[str, dict[str, str]]]]]) -> dict[str, str]:
+    entries = content["multi_statement_concepts"] + content["linkage_concepts"]
+    labels = [detail["label"] or "" for entry in entries for detail in entry["statement_details"].values()]
+    tidy = [re.sub(r"\s+", " ", label).strip() for label in labels]
+    return {label.lower(): label for label in sorted(tidy)}
+
+
+def _words(tag: str) -> list[str]:
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+|\d+", tag)
+
+
+def _spaced(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def _tags(path: Path) -> list[dict[str, str]]:
@@ -69,8 +128,8 @@ def _tags(path: Path) -> list[dict[str, str]]:
             continue
         rows.append({
             "tag": tag,
-            "words": " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+|\d+", tag)),
-            "statement": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", entry["statement"]),
+            "words": " ".join(_words(tag)),
+            "statement": _spaced(entry["statement"]),
             "section": entry["section"],
             "line": entry["display_name"],
         })
