@@ -2,7 +2,7 @@
 # The tests in groups, cheapest first; every group runs even when an earlier one failed. Called by `make test`.
 # scripts/test.sh [lint|fast|slow|distributed ...]   (default: all four)
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 home=${FINETUNE_HOME:-$PWD/.cache}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} WANDB_MODE=${WANDB_MODE:-offline} OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false

@@ -70,11 +70,11 @@ def test_what_is_missing_on_the_command_line_is_named(given: dict[str, str], mes
 def _submit(tmp_path: Path, *, plan: int, launch: int, restarts: int = 0) -> tuple[int, str]:
     """Run the batch script in a folder where srun runs its command once and the launcher ends as told."""
     programs = {
-        "bin/srun": 'shift; SLURM_NODEID=0 exec "$@"',
+        "bin/srun": 'shift; export SLURM_NODEID=1; exec "$@"',
         "bin/scontrol": 'if [ "$1" = show ]; then echo node1; else echo "scontrol $*"; fi',
         ".venv/bin/accelerate": "exit 0",
         ".venv/bin/finetune": f'echo "finetune $*" >> plan.log; exit {plan}',
-        "scripts/launch_nodes.sh": f'echo "launched on $MAIN with $NODES x $GPUS: $*"; exit {launch}',
+        "scripts/launch_nodes.sh": f'echo "node $RANK_OF_NODE of $MAIN, $NODES x $GPUS: $*"; exit {launch}',
     }
     for name, body in programs.items():
         path = tmp_path / name
@@ -100,7 +100,7 @@ def _submit(tmp_path: Path, *, plan: int, launch: int, restarts: int = 0) -> tup
 def test_slurm_job_launches_every_node_with_the_overrides(tmp_path: Path) -> None:
     code, output = _submit(tmp_path, plan=0, launch=0)
     assert code == 0
-    assert "launched on node1 with 2 x 8: recipe=legal machine=a100x8x2" in output
+    assert "node 1 of node1, 2 x 8: recipe=legal machine=a100x8x2" in output
     assert "requeue" not in output
 
 
