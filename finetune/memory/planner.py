@@ -15,8 +15,9 @@ from finetune.errors import Problem
 from finetune.memory.budget import Plan, measure
 from finetune.memory.machines import GIB, Gpu, Here, resolve_machine
 
-# Longer than a weekend on a CPU is a mistake: nobody means to download 65 GB for that.
+# Beyond these, training on a CPU is a mistake: nobody means to download 65 GB for that.
 _LONGEST_HOURS_ON_CPU = 72.0
+_MOST_PARAMETERS_ON_CPU = 8_000_000_000
 
 
 def plan(
@@ -34,7 +35,9 @@ def plan(
     lacks = _lacks(found, here)
     if lacks:
         advice = tuple(_instead(recipe))
-        fix = advice[0] if advice else "take a smaller model, a shorter max_length or a larger machine"
+        fix = "take a smaller model, a shorter max_length or a larger machine"
+        if advice:
+            fix = f"accelerate launch finetune/train.py {advice[0]}"
         problems = tuple(Problem(path, value, rule, fix) for path, value, rule in lacks)
         return dataclasses.replace(found, problems=problems, advice=advice)
     return dataclasses.replace(found, advice=tuple(_better(found)))
@@ -58,8 +61,10 @@ def _lacks(found: Plan, here: Here | None) -> list[tuple[str, Any, str]]:
     if machine.host_memory_gib is not None and found.host > found.host_usable and not lacks:
         rule = f"needs {_gib(found.host)} of host memory, there is {_gib(found.host_usable)}"
         lacks.append(("machine", machine.name, rule))
-    if machine.device == "cpu" and found.hours is not None and found.hours > _LONGEST_HOURS_ON_CPU:
-        rule = f"training {found.model} on a CPU would take up to {found.hours / 24:,.0f} days"
+    slow = found.hours is not None and found.hours > _LONGEST_HOURS_ON_CPU
+    if machine.device == "cpu" and (slow or found.parameters > _MOST_PARAMETERS_ON_CPU):
+        days = f" and would take up to {(found.hours or 0) / 24:,.0f} days" if slow else ""
+        rule = f"{found.model} ({found.parameters / 1e9:.1f} B parameters) is too large to train on a CPU{days}"
         lacks.append(("machine", machine.name, rule))
     needed = sum(found.disk.values())
     if here is not None and needed > here.disk_free_gib * GIB:

@@ -60,7 +60,8 @@ def render(plan: Plan) -> str:
     if plan.problems:
         lines += ["", "it does not fit:"]
         lines += [f"  {problem.path}={problem.value}: {problem.rule}" for problem in plan.problems]
-        lines += ["", "type instead:"] + [f"  {word}" for word in plan.advice]
+        lines += ["", "type instead, after `accelerate launch finetune/train.py` (or `finetune plan` to look first):"]
+        lines += [f"  {word}" for word in plan.advice]
     else:
         lines += ["", "it fits."] + [f"  {word}" for word in plan.advice]
     return "\n".join(lines)

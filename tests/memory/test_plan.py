@@ -1,0 +1,185 @@
+"""The plan against arithmetic done another way, and what it says when something does not fit."""
+
+import functools
+import json
+
+import pytest
+
+from finetune.checks import check
+from finetune.config import load
+from finetune.memory import Gpu, Here, here, plan, resolve_machine, settle
+from finetune.memory.machines import GIB
+
+LAPTOP = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=500.0)
+GIGANT = Here(gpus=(), cores=128, memory_gib=2048.0, disk_free_gib=5000.0)
+WORKSTATION = Here(gpus=(Gpu("NVIDIA A100 80GB PCIe", 80.0),) * 4, cores=64, memory_gib=512.0, disk_free_gib=5000.0)
+P, LORA, HEAD = 32_762_123_264, 134_217_728, 777_912_320
+
+
+@functools.cache
+def _loaded(words):
+    return load(["recipe=legal", *words])
+
+
+def planned(*words, on=LAPTOP, **known):
+    return plan(settle(_loaded(words), on), **known)
+
+
+def test_qwen3_32b_on_eight_a100_is_sharded_with_its_adapter_and_optimiser():
+    found = planned("model=qwen3_32b", "machine=a100x8", "stages=[sft]")
+    held = found.stages[0].bytes
+    assert found.fits
+    assert (found.parameters, found.lora_parameters) == (P, LORA)
+    assert held.weights == P * 2 / 8
+    assert held.adapter == held.gradients == LORA * 2 / 8
+    assert held.optimiser == LORA * 12 / 8
+    # DeepSpeed's defaults: 1.05 G parameters gathered at a time, but never less than the head and a layer
+    # (here 0.778 + 0.488 G), and a bucket of 0.5 G elements, all in two bytes.
+    assert held.buffers == 2 * (HEAD + 487_587_840) + 2 * 500_000_000
+    assert held.load_peak == held.weights
+    # Checkpointing keeps the 64 layers' inputs; the rest is one recomputed layer.
+    tokens = found.per_device_batch_size * _loaded(("model=qwen3_32b", "machine=a100x8", "stages=[sft]")).sft.max_length
+    inputs = tokens * 64 * 5120 * 2
+    assert inputs < held.activations < 2.2 * inputs
+
+
+def test_qlora_of_qwen3_32b_holds_the_whole_4_bit_model_on_every_gpu_while_loading():
+    linear = 64 * 487_587_840
+    whole = linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + 2 * (P - linear)
+    ddp = planned("model=qwen3_32b", "machine=a100x8", "method=qlora", "machine.layout=ddp", "machine.deepspeed=null")
+    sharded = planned("model=qwen3_32b", "machine=a100x8", "method=qlora")
+    assert ddp.stages[0].bytes.weights == pytest.approx(whole, abs=1)
+    assert sharded.stages[0].bytes.weights == pytest.approx(whole / 8, abs=1)
+    assert sharded.stages[0].bytes.load_peak == ddp.stages[0].bytes.load_peak == pytest.approx(whole, abs=1)
+    assert ddp.stages[0].bytes.optimiser == LORA * 8
+    assert ddp.fits
+    assert sharded.fits
+    assert any("machine.layout=ddp" in word for word in sharded.advice)
+
+
+def test_an_offloaded_base_is_held_by_the_host():
+    found = planned("model=qwen3_32b", "machine=a100x4_offload")
+    assert found.stages[0].bytes.weights == 0
+    assert found.host > P * 2
+
+
+def test_saving_gathers_the_adapter_and_nothing_else():
+    assert planned("model=qwen3_32b", "machine=a100x8").save_peak == LORA * 2
+
+
+def test_disk_holds_the_download_and_the_merged_model_once_each():
+    disk = planned("model=qwen3_32b", "machine=a100x8").disk
+    assert disk["download"] == disk["merged"] == P * 2
+    assert disk["bundle"] == 0
+    assert planned("model=smollm2_135m", "machine=cpu").disk["download"] == 0
+
+
+def test_a_full_disk_is_a_problem_only_for_the_machine_that_is_asked():
+    full = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=0.1)
+    assert planned("model=smollm2_135m", "machine=cpu", on=full).fits
+    found = planned("model=smollm2_135m", "machine=cpu", on=full, here=full)
+    assert [problem.path for problem in found.problems] == ["work"]
+    assert "0.1 GiB is free" in found.problems[0].rule
+
+
+def test_counted_tokens_replace_the_upper_limits():
+    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]")
+    limit, counted = planned(*words), planned(*words, rows={"sft": 320}, tokens={"sft": 32_000})
+    epochs = _loaded(words).sft.trl["num_train_epochs"]
+    assert counted.tokens_known
+    assert not limit.tokens_known
+    assert counted.stages[0].steps == 320 * epochs / 32
+    assert counted.stages[0].tokens == 32_000 * epochs
+    assert counted.hours < limit.hours
+
+
+def test_hours_follow_from_flops_utilisation_and_price():
+    found = planned(
+        "model=qwen3_32b", "machine=a100x8", "stages=[sft]", rows={"sft": 32_000}, tokens={"sft": 32_000_000}
+    )
+    # Three passes (forward, recomputed forward, backward without weight gradients) of 2 FLOPs for each weight.
+    least = found.stages[0].tokens * 6 * (P - HEAD)
+    assert least < found.stages[0].flops < 1.1 * least
+    assert found.hours == pytest.approx(found.stages[0].flops / (8 * 312e12 * 0.4) / 3600)
+    assert found.usd == pytest.approx(found.hours * 8 * 2.0)
+
+
+def test_dpo_counts_two_sequences_and_a_reference():
+    sft, dpo = planned("model=qwen3_32b", "machine=a100x8", "stages=[sft,dpo]").stages
+    assert dpo.bytes.reference == LORA * 2 / 8
+    ratio = _loaded(("model=qwen3_32b", "machine=a100x8", "stages=[sft,dpo]"))
+    assert dpo.bytes.activations / sft.bytes.activations == 2 * ratio.dpo.max_length / ratio.sft.max_length
+
+
+@pytest.mark.parametrize("on", [LAPTOP, GIGANT])
+def test_a_machine_without_gpu_is_told_what_to_type_instead(on):
+    found = planned("model=qwen3_32b", on=on)
+    assert not found.fits
+    assert found.machine.device == "cpu"
+    assert "recipe=legal model=smollm2_135m machine=cpu" in found.advice
+    assert "recipe=legal model=qwen3_32b method=lora machine=a100x8" in found.advice
+    text = found.render()
+    assert "it does not fit" in text
+    assert "type instead" in text
+
+
+def test_advice_is_itself_a_plan_that_fits():
+    found = planned("model=qwen3_32b")
+    for word in found.advice:
+        other = load(word.split())
+        assert check(other, environment={}) == []
+        assert plan(settle(other, LAPTOP)).fits, word
+
+
+def test_a_gpu_that_is_too_small_is_told_another_method():
+    small = Here(gpus=(Gpu("NVIDIA RTX 6000 Ada", 48.0),) * 8, cores=64, memory_gib=512.0, disk_free_gib=5000.0)
+    found = planned("model=qwen3_32b", "method=lora", on=small)
+    # Training fits when shared out; scoring needs the whole bf16 model on one GPU and does not.
+    assert not found.fits
+    assert any("method=qlora" in word for word in found.advice)
+
+
+def test_auto_takes_every_gpu_and_shares_the_weights_only_when_it_must():
+    large = settle(_loaded(("model=qwen3_32b", "method=lora")), WORKSTATION).machine
+    assert (large.device, large.processes) == ("cuda", 4)
+    assert large.deepspeed is None or large.layout == "zero3"
+    small = settle(_loaded(("model=smollm2_135m",)), WORKSTATION).machine
+    assert (small.layout, small.deepspeed) == ("ddp", None)
+    tight = Here(gpus=(Gpu("NVIDIA A100-SXM4-40GB", 40.0),) * 8, cores=64, memory_gib=512.0, disk_free_gib=5000.0)
+    assert settle(_loaded(("model=qwen3_32b", "method=lora")), tight).machine.layout == "zero3"
+
+
+def test_auto_follows_the_number_of_processes_that_were_launched():
+    assert settle(_loaded(("model=smollm2_135m",)), WORKSTATION, launched=1).machine.processes == 1
+    assert settle(_loaded(("model=smollm2_135m",)), WORKSTATION, launched=2).machine.processes == 2
+
+
+def test_the_per_device_batch_divides_every_stage_and_is_the_largest_that_fits():
+    settled = settle(_loaded(("model=qwen3_32b", "machine=a100x8")), LAPTOP)
+    each = settled.machine.per_device_batch_size
+    assert each is not None
+    for name in settled.stages:
+        assert getattr(settled, name).batch_size % (each * settled.machine.processes) == 0
+    assert plan(settled).fits
+
+
+def test_a_resolved_machine_leaves_nothing_open():
+    machine = resolve_machine(_loaded(("model=smollm2_135m",)).machine, LAPTOP)
+    assert (machine.device, machine.processes, machine.threads, machine.gradient_checkpointing) == ("cpu", 1, 2, False)
+    assert machine.host_memory_gib == 24.0
+
+
+def test_this_machine_is_seen_without_torch():
+    found = here()
+    assert found.cores >= 1
+    assert found.memory_gib > 0.5
+    assert found.disk_free_gib >= 0
+
+
+def test_json_holds_the_same_facts():
+    found = planned("model=qwen3_32b", "machine=a100x8")
+    plain = json.loads(json.dumps(found.to_json()))
+    assert plain["fits"] is True
+    assert plain["parameters"] == P
+    assert plain["stages"][0]["bytes"]["weights"] == P * 2 / 8
+    assert plain["peak"] / GIB == pytest.approx(found.peak / GIB)
