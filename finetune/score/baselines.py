@@ -1,0 +1,96 @@
+"""What no language model is needed for: a constant answer, a linear model, the nearest training row (scikit-learn).
+
+A tuned model that does not beat these has learnt nothing worth serving. All three are deterministic.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.data import Metric
+from finetune.score.metrics import NotOneObjectError, Task, read_object, score, words
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+_CANDIDATES = 200
+"""Constant answers tried for a graded metric: the most frequent, then in alphabetical order."""
+_WHOLE: frozenset[Metric] = frozenset({"exact_match", "label_accuracy", "json_exact"})
+"""Metrics on which the best constant answer is simply the most frequent one."""
+
+
+def majority(answers: Sequence[str], task: Task) -> str:
+    """The one answer that, always given, scores best on the training rows.
+
+    For exact metrics that is the most frequent answer; for ROUGE-L, where answers hardly repeat, the one most like
+    the others. Of equals the more frequent, then the alphabetically first.
+    """
+    counts = Counter(answers)
+    order = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    if task.metric in _WHOLE:
+        return order[0]
+    candidates = order[:_CANDIDATES]
+    totals = [sum(counts[gold] * score(answer, gold, task) for gold in candidates) for answer in candidates]
+    return candidates[totals.index(max(totals))]
+
+
+def linear(prompts: Sequence[str], answers: Sequence[str], asked: Sequence[str], *, seed: int) -> list[str]:
+    """Answers of a linear support vector machine over TF-IDF of words and word pairs, answers being the classes.
+
+    When all training answers are JSON objects with the same keys there is one classifier for each field, which can
+    put fields together in ways that no training row has.
+    """
+    table = _same_keys(answers)
+    if table is None:
+        return _classify(prompts, answers, asked, seed)
+    columns = {
+        key: _classify(prompts, [json.dumps(row[key], ensure_ascii=False) for row in table], asked, seed)
+        for key in table[0]
+    }
+    return [
+        json.dumps(
+            {key: json.loads(column[row]) for key, column in columns.items()}, ensure_ascii=False, separators=(",", ":")
+        )
+        for row in range(len(asked))
+    ]
+
+
+def nearest(prompts: Sequence[str], answers: Sequence[str], asked: Sequence[str]) -> list[str]:
+    """The answer of the training row whose prompt is most alike (cosine of TF-IDF); of equals the first."""
+    features = _features()
+    known = features.fit_transform(prompts)
+    alike = (features.transform(asked) @ known.T).toarray()
+    return [answers[int(row)] for row in alike.argmax(axis=1)]
+
+
+def _classify(prompts: Sequence[str], labels: Sequence[str], asked: Sequence[str], seed: int) -> list[str]:
+    from sklearn.svm import LinearSVC
+
+    if len(set(labels)) == 1:
+        return [labels[0]] * len(asked)
+    features = _features()
+    model = LinearSVC(random_state=seed).fit(features.fit_transform(prompts), list(labels))
+    return [str(label) for label in model.predict(features.transform(asked))]
+
+
+def _features() -> "TfidfVectorizer":
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer=_words_and_pairs, sublinear_tf=True)
+
+
+def _words_and_pairs(text: str) -> list[str]:
+    single = words(text)
+    return [*single, *(f"{a} {b}" for a, b in itertools.pairwise(single))]
+
+
+def _same_keys(answers: Sequence[str]) -> list[dict[str, Any]] | None:
+    table = []
+    for answer in answers:
+        try:
+            table.append(read_object(answer))
+        except NotOneObjectError:
+            return None
+    return table if all(row.keys() == table[0].keys() for row in table) else None

@@ -1,0 +1,60 @@
+"""Baselines: what a language model has to beat must itself be right."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
+
+from finetune.score.baselines import linear, majority, nearest
+from finetune.score.metrics import score, words
+
+LABEL: Any = SimpleNamespace(metric="label_accuracy")
+ROUGE: Any = SimpleNamespace(metric="rouge_l")
+PROMPTS = [f"the {colour} {thing} broke" for colour in ("red", "green", "blue") for thing in ("pump", "hose", "belt")]
+
+
+def test_majority_is_the_most_frequent_answer_and_of_equals_the_alphabetically_first() -> None:
+    assert majority(["b", "a", "c", "b"], LABEL) == "b"
+    assert majority(["c", "a", "b"], LABEL) == "a"
+
+
+def test_no_constant_answer_beats_majority_on_the_training_rows() -> None:
+    answers = ["right to trial", "right to vote", "right to trial by jury", "power of congress", "power of congress"]
+    best = majority(answers, ROUGE)
+    totals = {answer: sum(score(answer, gold, ROUGE) for gold in answers) for answer in answers}
+    assert totals[best] == max(totals.values())
+    assert best != "power of congress", "the most frequent answer is not the best constant here"
+
+
+def test_linear_puts_fields_together_that_no_training_row_has() -> None:
+    rows = [(prompt, prompt.split()) for prompt in PROMPTS]
+    answers = [json.dumps({"colour": split[1], "thing": split[2]}) for _, split in rows]
+    known = [index for index in range(9) if index != 4]
+    asked = linear([PROMPTS[i] for i in known], [answers[i] for i in known], [PROMPTS[4]], seed=0)
+    assert json.loads(asked[0]) == {"colour": "green", "thing": "hose"}
+
+
+def test_linear_learns_labels_and_answers_a_single_class_without_complaint() -> None:
+    labels = [prompt.split()[2] for prompt in PROMPTS]
+    assert linear(PROMPTS, labels, ["a purple belt broke", "hose!"], seed=0) == ["belt", "hose"]
+    assert linear(PROMPTS[:2], ["same", "same"], PROMPTS[3:5], seed=0) == ["same", "same"]
+
+
+def test_nearest_takes_the_row_of_highest_cosine_similarity() -> None:
+    asked = ["blue pump", "the hose is green", "belt belt red"]
+    answers = [str(number) for number in range(9)]
+    vectors = TfidfVectorizer(
+        tokenizer=words, lowercase=False, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True
+    )
+    known = vectors.fit_transform(PROMPTS)
+    expected = np.argmax(cosine_similarity(vectors.transform(asked), known), axis=1)
+    assert nearest(PROMPTS, answers, asked) == [str(row) for row in expected]
+
+
+def test_baselines_read_chinese() -> None:
+    prompts = ["公司的设立与登记", "婚姻关系的解除", "公司股东的权利", "婚姻家庭的财产"]
+    assert linear(prompts, ["公司", "婚姻", "公司", "婚姻"], ["股东设立公司"], seed=0) == ["公司"]
+    assert nearest(prompts, ["a", "b", "c", "d"], ["家庭财产"]) == ["d"]
