@@ -1,11 +1,21 @@
 """Fixtures that every test may use, and the rule that in CI a skipped test is a failure."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from finetune import embedded
+from finetune import embedded, wheels
+
+# The same surroundings whether the tests are started by `make test` or by hand; before anything imports torch.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HOME", str(wheels.home() / "huggingface"))
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(wheels.home() / "torch_extensions"))
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # accelerate, finetune, ninja
 
 _skipped: list[str] = []
 
