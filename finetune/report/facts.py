@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from finetune.artifacts import Artifact
+from finetune.corpus.redact import RECOGNISERS, redact_texts
 from finetune.report import verdict
 
 SCHEMA_VERSION = "1"
@@ -16,7 +17,6 @@ OUTCOMES = ("learned", "lost", "same", "wrong")
 RIGHT = 0.5
 _EVEN = 1e-9
 Outcome = Literal["learned", "lost", "same", "wrong"]
-Redactor = Callable[[str], str]
 
 
 def collect(
@@ -30,14 +30,12 @@ def collect(
     proof: Artifact,
     gates: Sequence[Mapping[str, Any]],
     run_facts: Mapping[str, Any],
-    redact: Redactor,
 ) -> dict[str, Any]:
     """Assemble report.json.
 
     `recipe` is the resolved recipe as a dict; `adapters` are the training stages' outputs in order, those that are
     at hand; `gates` comes from finetune.gates. `run_facts` holds what no artifact knows: timings, environment,
-    command, and curves of stages whose artifact is not passed. `redact` replaces personal data in one text; it is
-    used where `privacy.samples` is `redacted`.
+    command, and curves of stages whose artifact is not passed.
     """
     scored = json.loads(scores.file("scores.json").read_text(encoding="utf-8"))
     parity = json.loads(proof.file("parity.json").read_text(encoding="utf-8"))
@@ -65,14 +63,15 @@ def collect(
             "status": status,
             "accepted_by": accepted_by if status == "accepted" else None,
             "reason": reason if status == "accepted" else None,
-            "sentence": verdict.sentence(tasks, gates, language),
+            "sentence": verdict.sentence(tasks, language),
+            "gates": verdict.summary(gates, language),
         },
         "tasks": tasks,
         "general": scored["general"],
         "gates": [dict(gate) for gate in gates],
         "parity": parity,
         "privacy": recipe["privacy"]["samples"],
-        "samples": show(samples, recipe["privacy"]["samples"], redact),
+        "samples": show(samples, recipe["privacy"]["samples"]),
         "outcomes": count_outcomes(samples),
         "curves": {**curves, **run_facts.get("curves", {})},
         "ledger": json.loads(prepared.file("ledger.json").read_text(encoding="utf-8")),
@@ -100,14 +99,23 @@ def count_outcomes(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
     return {task: {name: counts[task, name] for name in OUTCOMES} for task in tasks}
 
 
-def show(samples: Sequence[Mapping[str, Any]], privacy: str, redact: Redactor) -> list[dict[str, Any]]:
-    """The rows as `privacy.samples` lets them be shown: none at all, with personal data replaced, or as they are."""
+def show(samples: Sequence[Mapping[str, Any]], privacy: str) -> list[dict[str, Any]]:
+    """The rows as `privacy.samples` lets them be shown: none at all, with personal data replaced, or as they are.
+
+    Every kind of personal data that we know is replaced, whatever the recipe asked of PREPARE: a model may write an
+    address that was never in its data.
+    """
     if privacy == "none":
         return []
     if privacy == "full":
         return [dict(row) for row in samples]
-    texts = ("prompt", "gold", *SHOWN)
-    return [{**row, **{key: redact(str(row[key])) for key in texts if row.get(key) is not None}} for row in samples]
+    kinds = sorted({recogniser.kind for recogniser in RECOGNISERS})
+    shown = []
+    for row in samples:
+        names = [name for name in ("prompt", "gold", *SHOWN) if row.get(name) is not None]
+        texts, _ = redact_texts([str(row[name]) for name in names], kinds)
+        shown.append({**row, **dict(zip(names, texts, strict=True))})
+    return shown
 
 
 def read_curve(log: Path) -> list[dict[str, Any]]:
@@ -119,7 +127,7 @@ def read_curve(log: Path) -> list[dict[str, Any]]:
 
 def _with_title(task: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
     stated = recipe["tasks"][task["name"]]
-    return {**task, "title": stated["title"], "main": stated["main"]}
+    return {**dict.fromkeys(SYSTEMS), **task, "title": stated["title"], "main": stated["main"]}
 
 
 def _samples(prepared: Artifact, scores: Artifact) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 MINUS = "−"  # as wide as a plus sign, so that columns of differences line up
 MISSING = "–"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def score(value: float | None) -> str:
@@ -44,10 +45,13 @@ def seconds(value: float | None) -> str:
 
 
 def small(value: float | None) -> str:
-    """Numbers that may be tiny, in three digits: 0.0123, 3.21e−06, 0."""
+    """Numbers that may be tiny, in three digits: 0.0123, 3.21 × 10⁻⁶, 0."""
     if value is None:
         return MISSING
-    return f"{value:.3g}".replace("-", MINUS)
+    digits, _, power = f"{value:.3g}".partition("e")
+    if power:
+        digits += "\u00a0×\u00a010" + str(int(power)).translate(_RAISED)
+    return digits.replace("-", MINUS)
 
 
 def perplexity(value: float | None) -> str:
@@ -59,4 +63,13 @@ _GATES = {"gain_above": signed, "perplexity_rise_max": change, "parity_kl_mean_m
 
 def gate(name: str, value: float | None) -> str:
     """A gate's value or limit in the spelling that its quantity has elsewhere in the report."""
-    return _GATES.get(name, small)(value)
+    return "0" if value == 0 else _GATES.get(name, small)(value)
+
+
+def parity(name: str, value: float | list[object]) -> str:
+    """A number of parity.json: divergences may be tiny, agreement is a share, of lists the length counts."""
+    if isinstance(value, list):
+        return count(len(value))
+    if name.startswith("kl"):
+        return small(value)
+    return percent(value, 2) if name == "top1" else count(int(value))

@@ -1,5 +1,6 @@
 """matplotlib drawn as inline SVG that takes its colours and fonts from the page, so that light and dark both work."""
 
+import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -61,17 +62,18 @@ def style() -> Iterator[None]:
         yield
 
 
-def make_axes(width: float, height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
+def make_axes(
+    width: float, height: float, *, left: float, right: float, top: float, bottom: float
+) -> tuple[Figure, Axes]:
     """Axes with margins in px. No automatic layout: it would measure text in another font than the reader's."""
     figure = Figure(figsize=(width / 72, height / 72))
-    axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height))
+    inner = ((width - left - right) / width, (height - top - bottom) / height)
+    axes = figure.add_axes((left / width, bottom / height, *inner))
     return figure, axes
 
 
 def to_svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element whose ids all begin with `name`: the same figure gives the same bytes."""
-    import io
-
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()

@@ -5,7 +5,7 @@
   if (!packed) return;
   const FIELDS = ["task", "id", "prompt", "gold", "base_zero_shot", "base_few_shot", "tuned",
     "score_base_zero_shot", "score_base_few_shot", "score_tuned", "outcome"];
-  const PAGE = 10, LONG_PROMPT = 280, MOST_WORDS = 600;
+  const PAGE = matchMedia("(max-width: 639px)").matches ? 5 : 10, LONG_PROMPT = 280, MOST_WORDS = 600;
   const byId = (id) => document.getElementById(id);
   const strings = JSON.parse(byId("strings").textContent);
   const bytes = Uint8Array.from(atob(packed.textContent), (c) => c.charCodeAt(0));
@@ -41,7 +41,7 @@
     return same;
   }
 
-  function write(place, text, gold) {
+  function write(place, text, gold, name) {
     place.replaceChildren();
     if (!text) { place.textContent = strings.empty; return; }
     const all = split(text), isWord = (part) => !/^\s/.test(part);
@@ -51,7 +51,8 @@
     const flush = () => {
       if (!run) return;
       if (marked) {
-        const mark = document.createElement("mark");
+        const mark = document.createElement(name);
+        if (name === "span") mark.className = "missed";
         mark.textContent = run;
         place.append(mark);
       } else place.append(run);
@@ -82,9 +83,9 @@
       details.append(summary, row.prompt);
       prompt.append(details);
     } else prompt.textContent = row.prompt;
-    find(".gold dd").textContent = row.gold;
-    write(find(".before dd"), row.before, row.gold);
-    write(find(".after dd"), row.tuned, row.gold);
+    write(find(".gold dd"), row.gold, row.tuned ?? "", "span");
+    write(find(".before dd"), row.before, row.gold, "mark");
+    write(find(".after dd"), row.tuned, row.gold, "mark");
     find(".before .points").textContent = score(row.score_before);
     find(".after .points").textContent = score(row.score_tuned);
     return item;

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetune.report import figures, plots
+from finetune.report import plots
 from finetune.report.facts import OUTCOMES
+from finetune.report.layout import OTHERS, environment, honest_notes
 from finetune.report.strings import words
 from finetune.report.verdict import CLASSIC, main_task, metric_name
 
@@ -39,7 +39,7 @@ def render(facts: Mapping[str, Any]) -> str:
         metric=lambda name: metric_name(name, language),
         plots={plot.name: plot for plot in _draw(facts)},
         stages=[stage for stage in STAGES if facts["curves"].get(stage)],
-        systems=(*plots.OTHERS, "tuned"),
+        systems=(*OTHERS, "tuned"),
         classic=CLASSIC,
         outcomes=list(OUTCOMES),
         notes=honest_notes(facts),
@@ -52,21 +52,6 @@ def render(facts: Mapping[str, Any]) -> str:
         script=Markup(script),  # noqa: S704 (our own file)
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def environment() -> Environment:
-    """Templates with every value escaped; a name that is missing is an error, never an empty place."""
-    made = Environment(
-        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )
-    for name in ("score", "signed", "interval", "percent", "change", "count", "seconds", "small", "perplexity"):
-        made.filters[name] = getattr(figures, name)
-    made.filters["gate_value"] = lambda value, name: figures.gate(name, value)
-    made.filters["svg"] = Markup
-    made.globals["worst_change"] = worst_change
-    made.globals["best_score"] = best_score
-    return made
 
 
 def pack_samples(samples: Sequence[Mapping[str, Any]], limit: int = _PACKED_LIMIT) -> tuple[str, int]:
@@ -82,35 +67,6 @@ def pack_samples(samples: Sequence[Mapping[str, Any]], limit: int = _PACKED_LIMI
         if len(packed) <= limit:
             return packed, len(rows)
         rows = rows[: min(len(rows) - 1, int(0.97 * len(rows) * limit / len(packed)))]
-
-
-def worst_change(facts: Mapping[str, Any]) -> float:
-    """The largest rise of general perplexity over the kinds of text."""
-    return max(float(value) for value in facts["general"]["change"].values())
-
-
-def best_score(task: Mapping[str, Any]) -> float:
-    """The highest score that any system reached on a task."""
-    return max(float(task[system]) for system in (*plots.OTHERS, "tuned") if task.get(system) is not None)
-
-
-def honest_notes(facts: Mapping[str, Any]) -> list[str]:
-    """A sentence for each task where a classic baseline beats the tuned model or is not shown to be beaten."""
-    t = words(facts["language"])
-    notes = []
-    for task in facts["tasks"]:
-        rivals = [name for name in CLASSIC if task.get(name) is not None]
-        if not rivals:
-            continue
-        best = max(rivals, key=lambda name: float(task[name]))
-        if task["differences"][best]["ci95"][0] > 0:
-            continue
-        spelling = "honest_win" if task[best] > task["tuned"] else "honest_tie"
-        notes.append(t["gain"][spelling].format(
-            task=task["title"], system=t["system"][best], classic=figures.score(task[best]),
-            tuned=figures.score(task["tuned"]),
-        ))  # fmt: skip
-    return notes
 
 
 def perplexity_limit(facts: Mapping[str, Any]) -> float | None:

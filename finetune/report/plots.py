@@ -10,13 +10,23 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from finetune.report import figures
 from finetune.report.ink import INK, SIZE, SMALL, make_axes, style, to_svg
+from finetune.report.layout import OTHERS
 from finetune.report.strings import words
 from finetune.report.verdict import CLASSIC
 
-WIDE, NARROW = 820.0, 340.0
-OTHERS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline")
+WIDE, NARROW = 864.0, 340.0
+SHORT = 130  # px for the name of a step
 Facts = Mapping[str, Any]
+_MARKS = {  # shape, size, colour, hollow, layer: two systems with one score both stay visible
+    "base_zero_shot": ("o", 10.0, "base", True, 3),
+    "base_few_shot": ("o", 5.0, "base", False, 4),
+    "majority": ("|", 14.0, "base", False, 4),
+    "linear_baseline": ("D", 7.0, "classic", True, 5),
+    "nearest_baseline": ("s", 7.0, "classic", True, 5),
+    "tuned": ("o", 11.0, "tuned", False, 6),
+}
 Tick = Callable[[float], str]
+_EVEN = 1e-9
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ def forest(facts: Facts) -> Plot:
         _span(axes, [*ends, 0.0])
         axes.axvline(0, color=INK["ink"], linewidth=1, zorder=2)
         axes.set_yticks([])
-        _ticks(axes, figures.signed if max(map(abs, ends)) < 0.1 else lambda value: f"{value:+.2g}", 4 if narrow else 7)
+        _ticks(axes, lambda value: f"{value:+g}", 4 if narrow else 8)
         axes.set_xlabel(t["gain"]["forest_axis"], labelpad=8)
         return figure
 
@@ -86,12 +96,12 @@ def forest(facts: Facts) -> Plot:
 def scores(facts: Facts) -> Plot:
     """The score of each system on each task, one row a task, from 0 to 1."""
     t = words(facts["language"])
-    marks = {"base_zero_shot": "o", "base_few_shot": "o", "majority": "|", "linear_baseline": "D", "nearest_baseline": "s"}
 
     def picture(width: float) -> Figure:
         narrow = width == NARROW
         tasks = facts["tasks"]
-        legend = 74 if narrow else 34
+        places = _flow([t["system"][system] for system in (*OTHERS, "tuned")], width)
+        legend = 22 * (1 + places[-1][1]) + 14
         step = 62 if narrow else 44
         figure, axes = make_axes(
             width, len(tasks) * step + 34 + legend, left=10 if narrow else 218, right=14, top=legend, bottom=30
@@ -105,12 +115,11 @@ def scores(facts: Facts) -> Plot:
             axes.plot([0, 1], [height, height], color=INK["hair"], linewidth=1, zorder=1)
             for system in (*OTHERS, "tuned"):
                 if task.get(system) is not None:
-                    _mark(axes, task[system], height, system, marks)
-        for place, system in enumerate((*OTHERS, "tuned")):
-            column, line = (place % 2, place // 2) if narrow else (place % 6, 0)
-            step_x = 164 if narrow else (WIDE - 12) / 6
-            x = -axes.get_position().x0 * width + 8 + column * step_x
-            _legend(figure, axes, x, 12 + 22 * line, system, t["system"][system], marks, width)
+                    _mark(axes, task[system], height, system)
+        for (x, line), system in zip(places, (*OTHERS, "tuned"), strict=True):
+            at_figure = ((x + 8) / width, 1 - (12 + 22 * line) / (figure.get_figheight() * 72))
+            _mark(axes, *at_figure, system, transform=figure.transFigure)
+            figure.text(at_figure[0] + 12 / width, at_figure[1], t["system"][system], fontsize=SMALL, va="center")
         _ticks(axes, lambda value: f"{value:g}", 5)
         return figure
 
@@ -148,9 +157,9 @@ def general(facts: Facts, limit: float | None) -> Plot:
                 _say(axes, 0, at - 0.26, kind, size=SMALL)
                 _say(axes, 0, at - 0.26, figures.change(value), size=SMALL, right=True, colour=INK["muted"])
             else:
-                _say(axes, -204, at, kind)
+                _say(axes, -218, at, kind)
                 _say(axes, 14, at, figures.change(value), right=True, outside=True, colour=INK["muted"])
-        _ticks(axes, lambda value: figures.change(value), 4 if narrow else 6)
+        _ticks(axes, lambda value: f"{100 * value:+g}\u00a0%", 4 if narrow else 6)
         axes.set_xlabel(t["general"]["axis"], labelpad=8)
         return figure
 
@@ -211,7 +220,7 @@ def flow(facts: Facts) -> Plot:
     def picture(width: float) -> Figure:
         narrow = width == NARROW
         step = 44 if narrow else 30
-        figure, axes = make_axes(width, len(kept) * step + 40, left=4 if narrow else 218, right=4 if narrow else 140,
+        figure, axes = make_axes(width, len(kept) * step + 40, left=4 if narrow else SHORT, right=4 if narrow else 170,
                                  top=34, bottom=6)
         axes.set_ylim(len(kept) - 0.5, -0.5)
         axes.set_xlim(0, max(kept[name] + dropped[name] for name in kept) or 1)
@@ -223,12 +232,12 @@ def flow(facts: Facts) -> Plot:
             axes.barh(down, dropped[name], left=kept[name], height=height, color=INK["classic"])
             numbers = figures.count(kept[name])
             if dropped[name]:
-                numbers += f"  {figures.MINUS}{figures.count(dropped[name])}"
+                numbers = t["kept_dropped"].format(kept=numbers, dropped=figures.count(dropped[name]))
             if narrow:
                 _say(axes, 0, at - 0.22, name, size=SMALL)
                 _say(axes, 0, at - 0.22, numbers, size=SMALL, right=True, colour=INK["muted"])
             else:
-                _say(axes, -218, at, name)
+                _say(axes, -SHORT, at, name)
                 _say(axes, 14, at, numbers, right=True, outside=True, colour=INK["muted"])
         _swatches(figure, axes, legend, width)
         return figure
@@ -243,7 +252,7 @@ def timings(facts: Facts) -> Plot:
     def picture(width: float) -> Figure:
         narrow = width == NARROW
         step = 40 if narrow else 30
-        figure, axes = make_axes(width, len(spent) * step + 12, left=4 if narrow else 218, right=4 if narrow else 90,
+        figure, axes = make_axes(width, len(spent) * step + 12, left=4 if narrow else SHORT, right=4 if narrow else 90,
                                  top=6, bottom=6)
         axes.set_ylim(len(spent) - 0.5, -0.5)
         axes.set_xlim(0, max(spent.values()) or 1)
@@ -254,7 +263,7 @@ def timings(facts: Facts) -> Plot:
                 _say(axes, 0, at - 0.22, name, size=SMALL)
                 _say(axes, 0, at - 0.22, f"{figures.seconds(value)} s", size=SMALL, right=True, colour=INK["muted"])
             else:
-                _say(axes, -218, at, name)
+                _say(axes, -SHORT, at, name)
                 _say(axes, 14, at, f"{figures.seconds(value)} s", right=True, outside=True, colour=INK["muted"])
         return figure
 
@@ -280,34 +289,33 @@ def _span(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _ticks(axes: Axes, spell: Tick, most: int) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(most))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: spell(value).replace("-", figures.MINUS)))
+    axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+
+    def label(value: float, _: int) -> str:
+        return "0" if abs(value) < _EVEN else spell(round(value, 9)).replace("-", figures.MINUS)
+
+    axes.xaxis.set_major_formatter(FuncFormatter(label))
 
 
-def _mark(axes: Axes, x: float, y: float, system: str, marks: Mapping[str, str], **place: Any) -> None:
+def _mark(axes: Axes, x: float, y: float, system: str, **place: Any) -> None:
     """One system's mark: filled for the tuned model, grey for base and majority, hollow for classic baselines."""
-    if system == "tuned":
-        look = {"marker": "o", "markersize": 11, "color": INK["tuned"], "zorder": 6}
-    elif system in CLASSIC:
-        look = {"marker": marks[system], "markersize": 7, "color": INK["classic"], "markerfacecolor": INK["paper"],
-                "markeredgewidth": 2, "zorder": 5}
-    elif system == "base_zero_shot":
-        look = {"marker": "o", "markersize": 7.5, "color": INK["base"], "markerfacecolor": INK["paper"],
-                "markeredgewidth": 2, "zorder": 4}
-    else:
-        look = {"marker": marks[system], "markersize": 8 if system == "base_few_shot" else 14, "color": INK["base"],
-                "markeredgewidth": 2, "zorder": 4}
-    axes.plot([x], [y], linestyle="none", clip_on=False, **look, **place)
+    shape, size, colour, hollow, layer = _MARKS[system]
+    axes.plot(
+        [x], [y], linestyle="none", clip_on=False, marker=shape, markersize=size, color=INK[colour], zorder=layer,
+        markerfacecolor=INK["paper"] if hollow else INK[colour], markeredgewidth=2 if system != "tuned" else 0, **place,
+    )
 
 
-def _legend(
-    figure: Figure, axes: Axes, x: float, down: float, system: str, label: str, marks: Mapping[str, str], width: float
-) -> None:
-    height = figure.get_figheight() * 72
-    left = axes.get_position().x0 * width
-    at = ((x + left) / width, 1 - down / height)
-    _mark(axes, at[0], at[1], system, marks, transform=figure.transFigure)
-    figure.text(at[0] + 12 / width, at[1], label, fontsize=SMALL, va="center")
+def _flow(labels: Sequence[str], width: float) -> list[tuple[float, int]]:
+    """(x, line) of each entry of a legend that wraps: text is guessed wide, so that no font makes entries touch."""
+    places, x, line = [], 0.0, 0
+    for label in labels:
+        wide = 40 + sum(12.0 if ord(letter) > 0x2E80 else 7.2 for letter in label)
+        if x and x + wide > width:
+            x, line = 0.0, line + 1
+        places.append((x, line))
+        x += wide
+    return places
 
 
 def _swatches(figure: Figure, axes: Axes, legend: Sequence[tuple[str, str]], width: float) -> None:

@@ -20,8 +20,8 @@ def decide(gates: Sequence[Mapping[str, Any]], accepted_by: str | None) -> Statu
     return "accepted" if accepted_by else "fail"
 
 
-def sentence(tasks: Sequence[Mapping[str, Any]], gates: Sequence[Mapping[str, Any]], language: str) -> str:
-    """The finding on the main task with its interval in words, then what the gates say."""
+def sentence(tasks: Sequence[Mapping[str, Any]], language: str) -> str:
+    """The finding on the main task with its interval in words, and a classic baseline that scores higher still."""
     t = words(language)
     main = main_task(tasks)
     low, high = main["ci95"]
@@ -41,7 +41,6 @@ def sentence(tasks: Sequence[Mapping[str, Any]], gates: Sequence[Mapping[str, An
         best = max(rivals, key=lambda name: float(main[name]))
         parts.append(t["verdict"]["classic_wins"].format(
             system=t["system"][best], score=figures.score(main[best])))
-    parts.append(_gates(gates, language))
     return ("" if language == "zh" else " ").join(parts)
 
 
@@ -55,7 +54,8 @@ def metric_name(metric: str, language: str) -> str:
     return str(words(language)["metric"].get(metric, metric))
 
 
-def _gates(gates: Sequence[Mapping[str, Any]], language: str) -> str:
+def summary(gates: Sequence[Mapping[str, Any]], language: str) -> str:
+    """What the gates say together, as a sentence."""
     t = words(language)["verdict"]
     total = len(gates)
     failed = sum(gate["status"] == "fail" for gate in gates)

@@ -13,6 +13,12 @@ TITLES = {
 }
 
 
+LINEAGE = {
+    "prepare": ["base"], "sft": ["base", "prepare"], "dpo": ["base", "prepare", "sft"],
+    "score": ["base", "prepare", "dpo"], "merge": ["base", "dpo"],
+}
+
+
 def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepted: bool = False) -> dict[str, Any]:
     """A whole report.json. `gate`: status of the perplexity gate; `accepted`: somebody signed for the failure."""
     title, second = TITLES[language]
@@ -39,15 +45,16 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
         "recipe": "legal",
         "title": {"en": "Titles for articles of law", "zh": "法律条文标题"}[language],
         "language": language,
-        "model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "note": "dequantised from Q4_1", "licence": "apache-2.0",
-                  "digest": _hash("base"), "method": "lora", "stages": ["sft", "dpo"]},
+        "model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "note": "dequantised from Q4_1",
+                  "licence": "apache-2.0", "digest": _hash("base files"), "method": "lora", "stages": ["sft", "dpo"]},
         "verdict": {"passed": gate != "fail", "status": verdict.decide(gates, by), "accepted_by": by, "reason": reason,
-                    "sentence": verdict.sentence(tasks, gates, language)},
+                    "sentence": verdict.sentence(tasks, language), "gates": verdict.summary(gates, language)},
         "tasks": tasks,
         "general": general,
         "gates": gates,
         "parity": {"kl_mean": 3.21e-6, "kl_max": 4.4e-5, "top1": 0.9987, "n_positions": 2310, "n_prompts": 24,
-                   "greedy_equal": 24},
+                   "near_ties": [{"id": "articles:3", "position": 4, "margin_nats": 0.01}], "disagreements": [],
+                   "greedy_equal_float32": True},
         "privacy": "redacted",
         "samples": samples,
         "outcomes": collecting.count_outcomes(samples),
@@ -62,9 +69,9 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
         "environment": {"python": "3.11.2", "platform": "Linux x86_64", "cpu": "a processor", "threads": 2,
                         "packages": {"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"}},
         "lineage": [
-            {"stage": name, "key": _hash(name)[:16], "digest": _hash(name + "bytes"), "version": 1, "inputs": {use: _hash(use) for use in uses}}
-            for name, uses in {"prepare": ("base",), "sft": ("base", "prepared"), "dpo": ("base", "prepared", "adapter"),
-                               "score": ("base", "prepared", "adapter"), "merge": ("base", "adapter")}.items()
+            {"stage": name, "key": _hash(name)[:16], "digest": _hash(name + " files"), "version": 1,
+             "inputs": {use: _hash(use + " files") for use in uses}}
+            for name, uses in LINEAGE.items()
         ],
         "command": "accelerate launch finetune/train.py recipe=legal model=smollm2_135m",
         "config": {"name": "legal", "seed": 0, "stages": ["sft", "dpo"], "sft": {"batch_size": 8, "max_steps": 60}},
@@ -91,9 +98,10 @@ def _sample(number: int, language: str) -> dict[str, Any]:
         gold, wrong = "财产所有权与继承权的保护", "国家的公民权利"
         part = "财产所有权的保护"
     else:
-        prompt = (f"Article {number}. No person shall be deprived of his property save by authority of law, and the State "
-                  "shall, by law, regulate the manner in which it is taken. Give the title of this article.")
-        gold, wrong = "Persons not to be deprived of property save by authority of law", "The State and its property rights"
+        prompt = (f"Article {number}. No person shall be deprived of his property save by authority of law, and the "
+                  "State shall, by law, regulate the manner in which it is taken. Give the title of this article.")
+        gold = "Persons not to be deprived of property save by authority of law"
+        wrong = "The State and its property rights"
         part = "Persons not to be deprived of property"
     texts = {gold: 1.0, part: 0.72, wrong: 0.18}
     base = dice.choice([wrong, wrong, wrong, part])
@@ -111,8 +119,8 @@ def _curve(steps: int, start: float, end: float) -> list[dict[str, Any]]:
     for step in range(1, steps + 1, 2):
         loss = end + (start - end) * 0.93**step + dice.uniform(-0.03, 0.03)
         rows.append({"step": step, "loss": round(loss, 4)})
-    for step in range(20, steps + 1, 20):
-        rows.append({"step": step, "eval_loss": round(end + 0.06 + (start - end) * 0.93**step, 4)})
+    held_out = range(20, steps + 1, 20)
+    rows += [{"step": step, "eval_loss": round(end + 0.06 + (start - end) * 0.93**step, 4)} for step in held_out]
     return sorted(rows, key=lambda row: row["step"])
 
 
@@ -121,7 +129,8 @@ def _ledger() -> list[dict[str, Any]]:
         ("read", "articles", 412, {"no text": 3}), ("read", "rules", 388, {}),
         ("filter", "articles", 409, {"too_short": 6}), ("filter", "rules", 388, {"where": 41}),
         ("dedup", "articles", 403, {"exact_duplicate": 2, "near_duplicate": 9}), ("dedup", "rules", 347, {}),
-        ("decontaminate", "articles", 392, {"shared_13_gram": 4}), ("build", "articles", 388, {"over train_rows": 12}),
+        ("decontaminate", "articles", 392, {"shared_13_gram": 4}),
+        ("decontaminate", "rules", 347, {}), ("build", "articles", 388, {"over train_rows": 12}),
         ("build", "rules", 347, {"over train_rows": 19, "empty answer": 1}),
     ]
     return [{"step": step, "source": source, "rows_in": rows, "rows_out": rows - sum(dropped.values()),

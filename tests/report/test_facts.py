@@ -1,0 +1,179 @@
+"""What report.json says, and how the sentence on top follows from it."""
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune.artifacts import Artifact
+from finetune.report import facts as collecting
+from finetune.report import figures, verdict
+from finetune.report.strings import LANGUAGES
+from tests.report.synthetic_facts import make_facts
+
+
+def leaves(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found
+
+
+def placeholders(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_both_languages_say_the_same_things_about_the_same_values() -> None:
+    file = Path(collecting.__file__).with_name("strings.yaml")
+    tables = {language: leaves(table) for language, table in yaml.safe_load(file.read_text()).items()}
+    assert set(tables) == set(LANGUAGES)
+    english, chinese = tables["en"], tables["zh"]
+    assert set(english) == set(chinese)
+    for key, text in english.items():
+        if isinstance(text, str):
+            assert placeholders(text) == placeholders(chinese[key]), key
+        else:
+            assert len(text) == len(chinese[key]), key
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "expected"),
+    [(0.2, 0.7, "learned"), (0.7, 0.2, "lost"), (0.6, 0.6, "same"), (0.5, 0.5, "same"), (0.1, 0.1, "wrong"),
+     (None, 0.4, "learned"), (0.4, None, "lost"), (1.0, 1.0, "same"), (0.0, 0.0, "wrong")],
+)
+def test_a_row_is_learned_lost_same_or_wrong(base: float | None, tuned: float | None, expected: str) -> None:
+    assert collecting.outcome(base, tuned) == expected
+
+
+@pytest.mark.parametrize(
+    ("ci95", "word"), [([0.01, 0.2], "beats"), ([-0.01, 0.2], "not shown"), ([0.0, 0.2], "not shown"),
+                       ([-0.2, -0.01], "worse")],
+)
+def test_the_verdict_claims_a_gain_only_when_the_whole_interval_is_above_zero(ci95: list[float], word: str) -> None:
+    tasks = make_facts()["tasks"]
+    said = verdict.sentence([{**tasks[0], "ci95": ci95}, tasks[1]], "en")
+    assert word in said
+    assert all(figures.signed(end) in said for end in ci95)
+
+
+def test_the_verdict_names_a_classic_baseline_that_scores_higher() -> None:
+    task = make_facts()["tasks"][0]
+    assert "Linear" not in verdict.sentence([task], "en")
+    assert "0.400" in verdict.sentence([{**task, "linear_baseline": 0.4}], "en")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "accepted_by", "expected"),
+    [(["pass", "pass"], None, "pass"), (["pass", "not_measured"], None, "pass"), (["pass", "fail"], None, "fail"),
+     (["fail"], "somebody", "accepted"), (["pass"], "somebody", "pass"), ([], None, "pass")],
+)
+def test_a_failed_gate_forbids_unless_somebody_signs(
+    statuses: list[str], accepted_by: str | None, expected: str
+) -> None:
+    assert verdict.decide([{"status": status} for status in statuses], accepted_by) == expected
+
+
+def test_numbers_have_one_spelling() -> None:
+    assert figures.signed(-0.0204) == "−0.020"
+    assert figures.interval([-0.05, 0.1]) == "[−0.050,\u00a0+0.100]"
+    assert figures.small(3.214e-6) == "3.21\u00a0×\u00a010⁻⁶"
+    assert figures.small(0.0123) == "0.0123"
+    assert figures.small(0.0) == "0"
+    assert figures.change(-0.013) == "−1.3\u00a0%"
+    assert figures.gate("gain_above", 0.0) == "0"
+    assert figures.score(None) == figures.MISSING
+
+
+def test_collect_joins_the_artifacts_of_a_run(tmp_path: Path) -> None:
+    made = collect(tmp_path, "full")
+    assert made["schema_version"] == "1"
+    assert [row["id"] for row in made["samples"]] == ["b", "a"], "in the order of test.jsonl"
+    first = made["samples"][0]
+    assert first["prompt"] == "What is b? Write to jo@example.org"
+    assert (first["base_few_shot"], first["tuned"], first["score_tuned"]) == ("no", "yes", 1.0)
+    assert first["outcome"] == "learned"
+    assert made["outcomes"] == {"qa": {"learned": 1, "lost": 0, "same": 0, "wrong": 1}}
+    assert made["curves"]["sft"] == [{"step": 5, "loss": 1.5}, {"step": 10, "loss": 1.0, "eval_loss": 1.1}]
+    assert made["tasks"][0]["title"] == "Questions"
+    assert made["tasks"][0]["nearest_baseline"] is None
+    assert [entry["stage"] for entry in made["lineage"]] == ["prepare", "sft", "score", "merge", "proof"]
+    assert made["command"].endswith("recipe=demo model=tiny")
+    assert made["rejects_examples"] == [
+        {"source": "qa", "line": line, "id": str(line), "step": "read", "reason": "empty"} for line in (1, 2)
+    ]
+    json.dumps(made)
+
+
+def test_privacy_none_keeps_counts_and_no_text(tmp_path: Path) -> None:
+    made = collect(tmp_path, "none")
+    assert made["samples"] == []
+    assert made["outcomes"]["qa"]["learned"] == 1
+    assert "What is" not in json.dumps(made)
+
+
+def test_privacy_redacted_sends_every_shown_text_through_the_redactor(tmp_path: Path) -> None:
+    made = collect(tmp_path, "redacted")
+    assert "jo@example.org" not in json.dumps(made)
+    assert made["samples"][0]["prompt"] == "What is b? Write to [EMAIL_1]"
+    assert made["samples"][0]["gold"] == "yes"
+
+
+def collect(root: Path, privacy: str) -> dict[str, Any]:
+    def artifact(stage: str, **files: str) -> Artifact:
+        folder = root / stage
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name.replace("__", ".")).write_text(text)
+        manifest = {"stage": stage, "key": "0" * 16, "version": 1, "digest": "f" * 64, "inputs": {}, "facts": {}}
+        return Artifact(folder, manifest)
+
+    def lines(*rows: Mapping[str, Any]) -> str:
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+    def asked(name: str) -> dict[str, Any]:
+        question = {"role": "user", "content": f"What is {name}? Write to jo@example.org"}
+        return {"id": name, "messages": [question, {"role": "assistant", "content": "yes"}]}
+
+    def answered(name: str, system: str, text: str, score: float) -> dict[str, Any]:
+        return {"task": "qa", "id": name, "system": system, "answer": text, "score": score, "gold": "yes"}
+
+    prepared = artifact(
+        "prepare",
+        test__jsonl=lines(asked("b"), asked("a")),
+        ledger__json="[]",
+        rejects__jsonl=lines(*(
+            {"source": "qa", "line": n, "id": str(n), "step": "read", "reason": "empty", "detail": "?"}
+            for n in (1, 2, 3)
+        )),
+    )
+    scores = artifact(
+        "score",
+        answers__jsonl=lines(
+            answered("a", "base_few_shot", "no", 0.0), answered("b", "base_few_shot", "no", 0.0),
+            answered("a", "majority", "yes", 1.0), answered("a", "tuned", "no", 0.0),
+            answered("b", "tuned", "yes", 1.0),
+        ),
+        scores__json=json.dumps({
+            "tasks": [{"name": "qa", "metric": "exact_match", "n": 2, "base_zero_shot": None, "base_few_shot": 0.0,
+                       "majority": 0.5, "linear_baseline": None, "tuned": 0.5, "against": "majority", "difference": 0.0,
+                       "ci95": [-0.5, 0.5], "differences": {}}],
+            "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}},
+        }),
+    )
+    steps: list[dict[str, Any]] = [{"step": 5, "loss": 1.5, "lr": 0.1}, {"step": 10, "loss": 1.0, "eval_loss": 1.1}]
+    log = lines(*steps, {"step": 10, "lr": 0.0})
+    recipe = {
+        "name": "demo", "title": "Demo", "language": "en", "stages": ["sft"],
+        "tasks": {"qa": {"title": "Questions", "main": True}},
+        "model": {"name": "x/tiny", "key": "tiny", "note": "", "licence": "mit"}, "method": {"name": "lora"},
+        "handoff": {"accepted_by": None, "reason": None}, "privacy": {"samples": privacy},
+    }
+    return collecting.collect(
+        recipe, base=artifact("base"), prepared=prepared, adapters=[artifact("sft", log__jsonl=log)], scores=scores,
+        checkpoint=artifact("merge"), proof=artifact("proof", parity__json="{}"), gates=[],
+        run_facts={"timings": {"prepare": 1.0}, "environment": {"python": "3.11"}},
+    )

@@ -1,0 +1,327 @@
+"""The page in a real browser (Debian's Chromium): what a reader sees, at phone and desk width, in light and dark."""
+
+import functools
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from finetune.report import page as report
+from tests.report.synthetic_facts import make_facts
+
+# Quiet: nothing that the browser itself would ask of a network.
+QUIET = [
+    "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-quic",
+]  # fmt: skip
+PHONE, DESK = 390, 1440
+OPENED = "() => document.documentElement.dataset.ready === 'yes'"
+
+
+@functools.cache
+def rendered(language: str = "en", gate: str = "pass", accepted: bool = False, rows: int = 96) -> str:
+    return report.render(make_facts(language, rows, gate, accepted))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "these tests look at the page in Debian's Chromium: scripts/system.sh installs it"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+        yield started
+        started.close()
+
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(browser: Browser, tmp_path: Path) -> Iterator[Visit]:
+    """Open a page from a file, as a reader does; a console line, an error or a request for anything else fails."""
+    said: list[str] = []
+    asked: list[str] = []
+    contexts = []
+
+    def open_page(html: str, width: int = DESK, scheme: Any = "light", wait: bool = True) -> Page:
+        file = tmp_path / f"report-{len(contexts)}.html"
+        file.write_text(html, encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        if wait:
+            page.wait_for_function(OPENED)
+        return page
+
+    yield open_page
+    outside = [url for url in asked if not re.match(r"file://.*/report-\d+\.html|data:", url)]
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert outside == []
+
+
+def plots(page: Page) -> list[dict[str, Any]]:
+    """Of every plot that is shown: its marks' boxes, and texts that leave the drawing or are too small."""
+    found: list[dict[str, Any]] = page.evaluate(
+        """() => [...document.querySelectorAll('figure')].map(figure => {
+            const shown = [...figure.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width > 0);
+            const svg = shown[0], frame = svg.getBoundingClientRect();
+            const coloured = [...svg.querySelectorAll('path, use')].filter(mark =>
+                /var\\(--(tuned|classic|base|fail)\\)/.test(mark.getAttribute('style') || ''));
+            const boxes = coloured.map(mark => mark.getBoundingClientRect());
+            const visible = boxes.filter(box => box.width + box.height > 1);
+            const texts = [...svg.querySelectorAll('text')].map(text => ({
+                text: text.textContent, box: text.getBoundingClientRect().toJSON(),
+                size: parseFloat(getComputedStyle(text).fontSize) * frame.width / svg.viewBox.baseVal.width}));
+            return {shown: shown.length, marks: visible.length, texts, frame: frame.toJSON(),
+                    caption: figure.querySelector('figcaption').textContent};
+        })"""
+    )
+    return found
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_page_draws_every_plot_and_is_accessible(visit: Visit, width: int, scheme: str, language: str) -> None:
+    page = visit(rendered(language), width, scheme)
+    assert page.evaluate("document.documentElement.lang") == {"en": "en", "zh": "zh-CN"}[language]
+    drawn = plots(page)
+    assert len(drawn) == 7
+    for plot in drawn:
+        assert plot["shown"] == 1, plot["caption"]
+        assert plot["marks"] >= 2, plot["caption"]
+        assert len(plot["caption"]) > 10
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_text_in_plots_is_large_enough_inside_the_page_and_never_on_other_text(
+    visit: Visit, width: int, language: str
+) -> None:
+    for plot in plots(visit(rendered(language), width)):
+        texts = [text for text in plot["texts"] if text["text"].strip()]
+        assert min(text["size"] for text in texts) >= 11, plot["caption"]
+        for text in texts:
+            box = text["box"]
+            assert box["left"] >= plot["frame"]["left"] - 6, text["text"]
+            assert box["right"] <= width - 10, text["text"]
+        overlapping = [
+            (one["text"], other["text"])
+            for at, one in enumerate(texts)
+            for other in texts[at + 1 :]
+            if min(one["box"]["right"], other["box"]["right"]) - max(one["box"]["left"], other["box"]["left"]) > 1
+            and min(one["box"]["bottom"], other["box"]["bottom"]) - max(one["box"]["top"], other["box"]["top"]) > 3
+        ]
+        assert overlapping == []
+
+
+def test_same_facts_give_the_same_bytes() -> None:
+    # Another process, another hash seed: nothing may depend on the order of a set or on a clock.
+    script = (
+        "import hashlib; from tests.report.synthetic_facts import make_facts;"
+        "from finetune.report import page; print(hashlib.sha256(page.render(make_facts()).encode()).hexdigest())"
+    )
+    root = Path(__file__).parents[2]
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=root, env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(runs) == 1
+
+
+def test_page_may_ask_for_nothing_from_outside() -> None:
+    html = rendered()
+    assert "default-src 'none'" in html
+    assert not re.search(r'(src|href)="(?!#|data:)', html)
+    assert not re.search(r"url\((?!#)", html)
+    assert len(html.encode()) < 5_000_000
+
+
+def test_ids_are_unique_and_references_resolve() -> None:
+    html = rendered()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html):
+        assert (target[0] or target[1]) in ids
+
+
+def test_every_plot_takes_its_colours_from_the_page() -> None:
+    drawings = "".join(re.findall(r"<svg.*?</svg>", rendered(), flags=re.DOTALL))
+    assert drawings.count("var(--tuned)") > 10
+    assert not re.search(r"#[0-9a-f]{6}\b", drawings), "a colour that light and dark would share"
+
+
+def test_text_of_a_row_never_becomes_markup(visit: Visit) -> None:
+    evil = "</script><img src=x onerror=alert(1)><b>bold</b>"
+    facts = make_facts()
+    facts["title"] = evil
+    facts["samples"][0] |= {"prompt": evil, "tuned": evil, "gold": evil, "id": evil}
+    facts["ledger"][0]["source"] = evil
+    page = visit(report.render(facts))
+    assert page.locator("h1").inner_text() == evil
+    assert page.locator(".row .prompt").first.inner_text() == evil
+    assert page.locator("img").count() == 0
+    assert page.locator(".row b").count() == 0
+
+
+def test_a_failed_gate_is_said_in_words_and_so_is_who_accepted_it(visit: Visit) -> None:
+    page = visit(rendered(gate="fail"))
+    assert "Not to be handed over" in page.locator(".verdict").inner_text()
+    assert page.locator(".result.fail").inner_text() == "fail"
+    page = visit(rendered(gate="fail", accepted=True))
+    said = page.locator(".verdict").inner_text()
+    assert "R. Okafor, model risk" in said
+    assert "speeches are not read by this product" in said
+    red = page.evaluate("getComputedStyle(document.querySelector('.signed')).color")
+    assert red == "rgb(179, 38, 30)"
+    assert violations(page) == []
+
+
+def test_an_unmeasured_gate_is_neither_pass_nor_fail(visit: Visit) -> None:
+    page = visit(rendered(gate="not_measured"))
+    row = page.locator("table.gates tr", has_text="perplexity").inner_text()
+    assert row.count("not measured") == 2
+    assert "1 of 3 gates were not measured" in page.locator(".verdict").inner_text()
+
+
+def test_search_and_filter_find_rows(visit: Visit) -> None:
+    facts = make_facts()
+    page = visit(report.render(facts))
+    assert page.locator(".row").count() == 10
+    for outcome, count in facts["outcomes"]["title"].items():
+        assert page.locator(f"[data-count={outcome}]").inner_text() == str(count)
+    page.locator("label:has([value=lost])").click()
+    assert page.locator("#showing").inner_text().endswith(f"of {facts['outcomes']['title']['lost']}")
+    assert set(page.locator(".row .outcome").all_inner_texts()) == {"lost"}
+    page.locator(".pills label:has([value=''])").click()
+    page.fill("#query", "ARTICLE 17.")
+    assert page.locator(".row .where").all_inner_texts() == ["Article to marginal title · articles:17"]
+    page.fill("#query", "nowhere to be found")
+    assert page.locator("#showing").inner_text() == "No row matches."
+
+
+def test_rows_can_be_turned_with_the_keyboard_alone(visit: Visit) -> None:
+    page = visit(rendered())
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "verdict"
+    page.locator("#next").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#showing").inner_text() == "11–20 of 96"
+    page.locator("#previous").focus()
+    page.keyboard.press("Space")
+    assert page.locator("#showing").inner_text() == "1–10 of 96"
+    page.locator("input[name=outcome]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert set(page.locator(".row .outcome").all_inner_texts()) == {"learned"}
+
+
+def test_differing_words_are_marked_and_equal_ones_are_not(visit: Visit) -> None:
+    facts = make_facts(rows=3)
+    facts["samples"] = facts["samples"][:1]
+    facts["samples"][0] |= {
+        "gold": '{"action":"replace","part":"hose"}', "base_few_shot": '{"action":"repair","part":"hose"}',
+        "tuned": '{"action":"replace"}',
+    }  # fmt: skip
+    page = visit(report.render(facts))
+    assert page.locator(".before mark").all_inner_texts() == ["repair"]
+    assert page.locator(".after mark").count() == 0
+    assert "".join(page.locator(".gold .missed").all_inner_texts()) == ',"part":"hose"'
+
+
+def test_differing_characters_are_marked_in_chinese(visit: Visit) -> None:
+    facts = make_facts("zh", rows=1)
+    facts["samples"][0] |= {"gold": "更换液压软管", "base_few_shot": "修理液压软管", "tuned": "更换液压软管"}
+    page = visit(report.render(facts))
+    assert page.locator(".before mark").all_inner_texts() == ["修理"]
+    assert page.locator(".after mark").count() == 0
+
+
+def test_ten_thousand_rows_stay_small_and_quick(visit: Visit) -> None:
+    html = rendered(rows=10_000)
+    assert len(html.encode()) < 5_000_000
+    page = visit(html)
+    assert page.locator(".row").count() == 10
+    assert page.locator("[data-count=all]").inner_text() == "10,000"
+    spent = page.evaluate(
+        """() => { const query = document.getElementById('query'), began = performance.now();
+            query.value = 'article 77'; query.dispatchEvent(new Event('input', {bubbles: true}));
+            document.body.offsetHeight; return performance.now() - began; }"""
+    )
+    assert page.locator("#showing").inner_text() == "1–10 of 111"
+    assert spent < 1000, "200 ms on a quiet machine; this bound only tells linear from worse"
+
+
+def test_rows_that_do_not_fit_are_counted_not_lost() -> None:
+    facts = make_facts(rows=400)
+    packed, shown = report.pack_samples(facts["samples"], limit=2_000)
+    assert len(packed) <= 2_000
+    assert 0 < shown < 400
+    everything, all_of_them = report.pack_samples(facts["samples"])
+    assert all_of_them == 400
+    assert len(everything) > 2_000
+
+
+def test_without_samples_the_page_shows_counts_and_no_texts(visit: Visit) -> None:
+    facts = make_facts()
+    facts |= {"samples": [], "privacy": "none"}
+    page = visit(report.render(facts), wait=False)
+    said = page.locator("#answers").inner_text()
+    assert str(facts["outcomes"]["title"]["learned"]) in said
+    assert "No person shall" not in page.content()
+    assert violations(page) == []
+
+
+def test_a_run_with_little_in_it_still_makes_a_page(visit: Visit) -> None:
+    facts = make_facts()
+    task = facts["tasks"][0] | {"base_zero_shot": None, "linear_baseline": None, "nearest_baseline": None}
+    task["differences"] = {name: task["differences"][name] for name in ("base_few_shot", "majority")}
+    facts |= {
+        "tasks": [task], "gates": [], "curves": {}, "parity": {}, "ledger": [], "timings": {}, "rejects_examples": [],
+        "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}}, "environment": {},
+    }  # fmt: skip
+    page = visit(report.render(facts))
+    assert len(plots(page)) == 2
+    assert violations(page) == []
+
+
+def test_print_shows_the_ledger_and_hides_what_only_works_on_a_screen(visit: Visit) -> None:
+    page = visit(rendered(), scheme="dark")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert not page.locator(".controls").is_visible()
+    assert not page.locator("nav").is_visible()
+    assert page.locator("table.ledger").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(26, 30, 34)", "paper is light"
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds, one line each; best practices included."""
+    found = find_spec("axe_playwright_python")
+    assert found is not None
+    assert found.origin is not None
+    # Our own content policy forbids foreign scripts, so axe enters through the debugger.
+    page.evaluate((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    result = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    nodes = [(rule["id"], node) for rule in result["violations"] for node in rule["nodes"]]
+    return [f"{rule}: {node['target']} {node['failureSummary']}" for rule, node in nodes]
