@@ -16,16 +16,7 @@ from finetune.chat import ChatFormat
 from finetune.corpus import datasheet, tokens
 from finetune.corpus.rows import drop_by_length, drop_duplicates, drop_markup, read, redact_personal, repair
 from finetune.corpus.settings import Config, Job, Sides
-from finetune.corpus.sides import (
-    build_tasks,
-    cap_evaluation,
-    cap_training,
-    check,
-    decontaminate,
-    index_evaluation,
-    split,
-    take_general,
-)
+from finetune.corpus.sides import build_tasks, check, split, take_general, take_sides
 from finetune.corpus.split import SIDES, Side
 from finetune.corpus.training import make_replay, make_text, tokenise
 
@@ -55,11 +46,8 @@ def run(
     items = redact_personal(job, items)
     items = drop_duplicates(job, items)
     sides = split(job, build_tasks(job, items))
-    sides = cap_evaluation(job, sides)
     general = take_general(job, items)
-    index = index_evaluation(job, sides, general)
-    sides = decontaminate(job, sides, index)
-    sides = cap_training(job, sides)
+    sides, index = take_sides(job, sides, general)
     rows = tokenise(job, sides)
     text = make_text(job, items, index)
     rows["train"] += make_replay(job, items, index, len(rows["train"]))

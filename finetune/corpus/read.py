@@ -165,16 +165,17 @@ def read_file(file: SourceFile, source: Source, source_name: str) -> Read:
     data = b"" if problems else _load(file, source_name, problems)
     if problems or kind is None:
         return [], problems
+    empty = Problem(file.name, None, "this file is empty", "put data into it, or take it out of the source")
     if not data.strip():
-        return [], [Problem(file.name, None, "this file is empty", "put data into it, or take it out of the source")]
+        return [], [empty]
     if kind == "pdf":
         blocks = documents.read_pdf(file.name, data, problems)
     elif kind == "docx":
         blocks = documents.read_docx(file.name, data, problems)
     else:
         text = _decode(file.name, data, source, source_name, problems)
-        if problems:
-            return [], problems
+        if problems or not text.strip():
+            return [], problems or [empty]
         if kind in TABLES:
             rows = list(TABLES[kind](file.name, text, problems))
             if not rows and not problems:

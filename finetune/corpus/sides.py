@@ -72,22 +72,34 @@ def _lopsided(name: str, task: Task, found: list[Example], dealt: dict[Side, lis
     return problems
 
 
-def cap_evaluation(job: Job, sides: Sides) -> Sides:
-    return {
-        name: {
-            "train": dealt["train"],
-            "valid": _cap(job, name, "valid", dealt["valid"], job.settings.tasks[name].valid_rows),
-            "test": _cap(job, name, "test", dealt["test"], job.settings.tasks[name].test_rows),
-        }
-        for name, dealt in sides.items()
-    }
+def take_sides(job: Job, sides: Sides, general: list[dict[str, str]]) -> tuple[Sides, EvaluationIndex | None]:
+    """Test, then validation, then training rows: each side loses what it shares with those before it, then is capped.
 
+    The caps come after the losses, so that a leak costs no training row where there are enough.
+    """
+    n = job.settings.prepare.decontaminate.ngram
+    index = None if n is None else EvaluationIndex(n)
+    taken: Sides = {name: {} for name in sides}
+    for side in reversed(SIDES):
+        for name, dealt in sides.items():
+            task = job.settings.tasks[name]
+            found = dealt[side]
+            if index is not None and side != "test":
 
-def cap_training(job: Job, sides: Sides) -> Sides:
-    return {
-        name: {**dealt, "train": _cap(job, name, "train", dealt["train"], job.settings.tasks[name].train_rows)}
-        for name, dealt in sides.items()
-    }
+                def judge(example: Example, task: Task = task, index: EvaluationIndex = index) -> Reject | None:
+                    return leak_reject(example, index.find(*_values(task, example.item)))
+
+                found = job.ledger.keep("decontaminate", f"{name}/{side}", found, judge)
+            most = {"train": task.train_rows, "valid": task.valid_rows, "test": task.test_rows}[side]
+            taken[name][side] = _cap(job, name, side, found, most)
+        if index is not None and side != "train":
+            for name, dealt in taken.items():
+                for example in dealt[side]:
+                    index.add(example.chat.id, *_values(job.settings.tasks[name], example.item))
+    if index is not None:
+        for row in general:
+            index.add(row["id"], [row["text"]])
+    return taken, index
 
 
 def _cap(job: Job, task: str, side: Side, examples: list[Example], most: int) -> list[Example]:
@@ -137,32 +149,6 @@ def take_text(job: Job, label: str, use: TextUse, found: list[Item], sides: tupl
         return None
 
     return job.ledger.keep("text", label, found, judge)
-
-
-def index_evaluation(job: Job, sides: Sides, general: list[dict[str, str]]) -> EvaluationIndex | None:
-    n = job.settings.prepare.decontaminate.ngram
-    if n is None:
-        return None
-    index = EvaluationIndex(n)
-    for name, dealt in sides.items():
-        for example in (*dealt["test"], *dealt["valid"]):
-            index.add(example.chat.id, *_values(job.settings.tasks[name], example.item))
-    for row in general:
-        index.add(row["id"], [row["text"]])
-    return index
-
-
-def decontaminate(job: Job, sides: Sides, index: EvaluationIndex | None) -> Sides:
-    if index is None:
-        return sides
-    cleaned: Sides = {}
-    for name, dealt in sides.items():
-
-        def judge(example: Example, task: Task = job.settings.tasks[name]) -> Reject | None:
-            return leak_reject(example, index.find(*_values(task, example.item)))
-
-        cleaned[name] = {**dealt, "train": job.ledger.keep("decontaminate", f"{name}/train", dealt["train"], judge)}
-    return cleaned
 
 
 def leak_reject(found: Example | Item, hit: tuple[str, str] | None) -> Reject | None:
