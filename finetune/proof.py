@@ -7,6 +7,7 @@ or excuses anything: adapter and merged weights must give the same greedy tokens
 
 import gc
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -31,9 +32,10 @@ from finetune.shards import read_header, shard_names
 
 Say = Callable[[str], None]
 _LONGEST_ANSWER = 64
-"""Positions compared in one answer: log-probabilities over the whole vocabulary are kept for each."""
-_NEAR_TIE = 0.05
-"""Nats between the two best tokens below which bfloat16 may choose either (two correct engines differ by 0.03)."""
+"""Positions compared in one answer: logits over the whole vocabulary are kept for each."""
+_NEAR_TIE_STEPS = 2
+"""Two best logits that are at most so many steps of the number format apart are a near-tie: rounding decides. A
+bfloat16 logit between 16 and 32 can only be told from one that is 0.125 away."""
 _FLOAT32_PROMPTS, _FLOAT32_TOKENS = 3, 24
 
 
@@ -71,14 +73,14 @@ def run(
         model, prompts, max_new_tokens=_LONGEST_ANSWER, stop_ids=chat.stop_ids, pad_id=chat.pad_id,
         batch_tokens=settings.score.batch_tokens,
     )  # fmt: skip
-    scratch = out / ".adapter_log_probs"
-    _store_log_probs(model, prompts, answers, scratch)
+    scratch = out / ".adapter_logits"
+    _store_logits(model, prompts, answers, scratch)
     del model
     gc.collect()
 
     say("proof: the merged model reads the same answers")
     merged = _load_merged(checkpoint, settings.model, device)
-    found = _compare(merged, prompts, answers, scratch, [row.id for row in rows])
+    found = _compare(merged, prompts, answers, scratch, [row.id for row in rows], settings.model.dtype)
     del merged
     gc.collect()
     scratch.unlink()
@@ -101,25 +103,26 @@ def choose_rows(file: Path, count: int) -> list[Chat]:
     return dealt[:count]
 
 
-def _log_probs(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
-    """Log-probabilities before each answer token, float32 [len(answer), vocabulary]. One row at a time: no padding."""
+def _logits(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """Logits before each answer token as float32 [len(answer), vocabulary]. One row at a time: no padding."""
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
-        log_probs: torch.Tensor = torch.log_softmax(logits.float(), dim=-1).cpu()
-    return log_probs
+        on_host: torch.Tensor = logits.float().cpu()
+    return on_host
 
 
-def _store_log_probs(
+def _store_logits(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path
 ) -> None:
     with file.open("wb") as handle:
         for prompt, answer in zip(prompts, answers, strict=True):
-            handle.write(memoryview(_log_probs(model, prompt, answer).numpy()).cast("B"))
+            handle.write(memoryview(_logits(model, prompt, answer).numpy()).cast("B"))
 
 
 def _compare(
-    merged: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path, ids: Sequence[str]
+    merged: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path, ids: Sequence[str],
+    dtype: str,
 ) -> dict[str, Any]:
     """KL(adapter || merged) and top-1 agreement over every position of every answer."""
     kls: list[torch.Tensor] = []
@@ -128,16 +131,18 @@ def _compare(
     disagreements: list[dict[str, Any]] = []
     with file.open("rb") as handle:
         for name, prompt, answer in zip(ids, prompts, answers, strict=True):
-            ours = _log_probs(merged, prompt, answer)
+            ours = _logits(merged, prompt, answer)
             theirs = torch.frombuffer(bytearray(handle.read(ours.numel() * 4)), dtype=torch.float32).reshape(ours.shape)
-            kls.append((theirs.double().exp() * (theirs.double() - ours.double())).sum(-1).clamp_min(0.0))
+            p, q = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
+            kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0.0))
             best = theirs.topk(2, dim=-1).values
             same = theirs.argmax(-1) == ours.argmax(-1)
             agreed += int(same.sum())
             for position in torch.nonzero(~same).flatten().tolist():
-                margin = float(best[position, 0] - best[position, 1])
-                entry = {"id": name, "position": position, "margin_nats": round(margin, 5)}
-                (near_ties if margin < _NEAR_TIE else disagreements).append(entry)
+                first, second = best[position].tolist()
+                entry = {"id": name, "position": position, "margin_nats": round(first - second, 5)}
+                near = first - second <= _NEAR_TIE_STEPS * _step(first, dtype)
+                (near_ties if near else disagreements).append(entry)
         assert not handle.read(1), "adapter and merged model were not asked the same positions"
     kl = torch.cat(kls)
     if not bool(torch.isfinite(kl).all()):
@@ -153,9 +158,14 @@ def _compare(
         "n_prompts": len(prompts),
         "near_ties": near_ties,
         "disagreements": disagreements,
-        "near_tie_nats": _NEAR_TIE,
+        "near_tie": f"two best logits within {_NEAR_TIE_STEPS} steps of {dtype}",
         "over": "the adapter's own greedy answers",
     }
+
+
+def _step(logit: float, dtype: str) -> float:
+    """Distance from `logit` to the next number that `dtype` can hold."""
+    return float(torch.finfo(getattr(torch, dtype)).eps * 2.0 ** math.floor(math.log2(max(abs(logit), 1e-30))))
 
 
 def _greedy_in_float32(

@@ -91,8 +91,9 @@ def _index(directory: Path, found: dict[str, shards.Tensor]) -> Iterator[Problem
     )  # fmt: skip
     if wrong:
         yield Problem(
-            str(directory / shards.INDEX), wrong[:3], f"the index is stale: it disagrees with the shards on {len(wrong)} "
-            "tensors", "save the model again, index and shards together",
+            str(directory / shards.INDEX), wrong[:3],
+            f"the index is stale: it disagrees with the shards on {len(wrong)} tensors",
+            "save the model again, index and shards together",
         )  # fmt: skip
 
 

@@ -57,7 +57,8 @@ def _rope(where: str, config: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{where}: rope_theta", None, "transformers 4 does not read rope_parameters and takes 10000",
                       f"add rope_theta: {parameters['rope_theta'] if parameters else '...'}")  # fmt: skip
     elif parameters and parameters.get("rope_theta", theta) != theta:
-        yield Problem(f"{where}: rope_theta", theta, f"rope_parameters says {parameters['rope_theta']}", "make them one")
+        yield Problem(f"{where}: rope_theta", theta, f"rope_parameters says {parameters['rope_theta']}",
+                      "make them one")  # fmt: skip
     rope = scaling or parameters or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_NEEDS:
@@ -69,7 +70,7 @@ def _rope(where: str, config: Mapping[str, Any]) -> Iterator[Problem]:
     original, longest = rope.get("original_max_position_embeddings"), config.get("max_position_embeddings")
     if kind == "yarn" and not lacking and original and longest and longest < int(original * rope["factor"]):
         yield Problem(
-            f"{where}: max_position_embeddings", longest, "YaRN extends nothing while this stays below original x factor",
+            f"{where}: max_position_embeddings", longest, "YaRN extends nothing while this is below original x factor",
             f"write {int(original * rope['factor'])}",
         )  # fmt: skip
 

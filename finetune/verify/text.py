@@ -67,17 +67,18 @@ def check_template(
         template = _environment().from_string(source)
         user = {"role": "user", "content": _QUESTION}
         answer = {"role": "assistant", "content": "It was shipped."}
-        asked = template.render(messages=[user], add_generation_prompt=True, tools=None, **_specials(settings))
-        closed = template.render(messages=[user, answer], add_generation_prompt=False, tools=None, **_specials(settings))
+        given = {"tools": None, **_specials(settings)}
+        asked = template.render(messages=[user], add_generation_prompt=True, **given)
+        plain = template.render(messages=[user], add_generation_prompt=False, **given)
+        closed = template.render(messages=[user, answer], add_generation_prompt=False, **given)
     except (jinja2.TemplateError, UnicodeDecodeError, TypeError, ValueError) as error:
         problems.append(Problem(str(file), None, f"the template does not render ({error})", "restore the base's"))
         return None
     if _QUESTION not in asked:
         problems.append(Problem(str(file), None, "the template drops the user's message", "restore the base's"))
-    plain = template.render(messages=[user], add_generation_prompt=False, tools=None, **_specials(settings))
     if asked == plain:
-        problems.append(Problem(str(file), None, "add_generation_prompt changes nothing, so the model would continue the "
-                                "user's turn", "restore the base's"))  # fmt: skip
+        problems.append(Problem(str(file), None, "add_generation_prompt changes nothing, so the model would continue "
+                                "the user's turn", "restore the base's"))  # fmt: skip
     tail = closed.rpartition("It was shipped.")[2].strip()
     return tail if tail in ids else None
 
@@ -94,7 +95,7 @@ def _specials(settings: Mapping[str, Any]) -> dict[str, str]:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}`, which marks what is trained and prints its body."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)
@@ -110,5 +111,5 @@ def _environment() -> ImmutableSandboxedEnvironment:
         raise jinja2.TemplateError(message)
 
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda format: "01 Jan 2026"
+    environment.globals["strftime_now"] = lambda _format: "01 Jan 2026"
     return environment

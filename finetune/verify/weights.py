@@ -121,8 +121,8 @@ def check_values(config: Mapping[str, Any], tensors: Mapping[str, Tensor], say: 
         pairs = zip(_chunks(tensors[_HEAD]), _chunks(tensors[_EMBEDDING]), strict=False)
         if any(ours != theirs for ours, theirs in pairs):
             problems.append(Problem(
-                "tie_word_embeddings", True, "the head differs from the embedding it is said to be tied to, and readers "
-                "disagree which of them counts", "set tie_word_embeddings to false",
+                "tie_word_embeddings", True, "the head differs from the embedding it is said to be tied to, and "
+                "readers disagree which of them counts", "set tie_word_embeddings to false",
             ))  # fmt: skip
     return problems
 

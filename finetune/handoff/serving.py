@@ -1,0 +1,62 @@
+"""serve.sh: the vLLM command that fits this model, with the reason for each flag."""
+
+import json
+from pathlib import Path
+
+from finetune.config.model import Model
+
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM accepts for --max-lora-rank."""
+
+
+def script(model_dir: Path, adapter_dir: Path, name: str, model: Model) -> str:
+    """A POSIX shell script that stands beside `model/`; further arguments go to vLLM."""
+    gigabytes = sum(path.stat().st_size for path in model_dir.glob("*.safetensors")) / 1e9
+    config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    lines = [
+        "#!/bin/sh",
+        "# Serves model/ over an OpenAI-compatible API: sh serve.sh [more vLLM arguments]",
+        f"# Weights take {gigabytes:.1f} GB in {model.dtype}; TENSOR_PARALLEL=n spreads them over n GPUs.",
+        "# Answers are greedy by default (generation_config.json), as they were scored; requests may say otherwise.",
+        *_thinking(model),
+        'here=$(cd "$(dirname "$0")" && pwd)',
+        'exec vllm serve "$here/model" \\',
+        f"  --served-model-name {name} \\",
+        f"  --dtype {model.dtype} \\",
+        '  --tensor-parallel-size "${TENSOR_PARALLEL:-1}" \\',
+        f'  --max-model-len "${{MAX_MODEL_LEN:-{min(model.architecture.max_position_embeddings, 8192)}}}" \\',
+        *(["  --reasoning-parser qwen3 \\"] if model.default_mode == "think" else []),
+        '  "$@"',
+        *_adapter(config, name, model),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _thinking(model: Model) -> list[str]:
+    if "think" not in model.modes:
+        return []
+    if model.default_mode == "think":
+        return ["# Thinks by default; a request turns it off with chat_template_kwargs {\"enable_thinking\": false}."]
+    return [
+        "# Answers without thinking by default. No --reasoning-parser: it would move an answer without </think> into",
+        "# `reasoning` and leave `content` empty. A request turns thinking on with",
+        "# chat_template_kwargs {\"enable_thinking\": true}.",
+    ]
+
+
+def _adapter(config: dict[str, object], name: str, model: Model) -> list[str]:
+    """How to serve the adapter beside its base instead, or why that cannot be."""
+    blocked = [key for key in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(key)]
+    if blocked or config.get("bias", "none") != "none":
+        return ["", f"# adapter/ cannot be served by vLLM ({', '.join(blocked) or 'bias'}): serve model/ instead."]
+    pattern = config.get("rank_pattern")
+    ranks = [config["r"], *(pattern.values() if isinstance(pattern, dict) else [])]
+    highest = max(int(str(rank)) for rank in ranks)
+    allowed = next((rank for rank in _LORA_RANKS if rank >= highest), highest)
+    revision = f" --revision {model.revision}" if model.revision else ""
+    return [
+        "",
+        "# The adapter on its base, which several adapters can share:",
+        f"#   vllm serve {model.name}{revision} --enable-lora --max-lora-rank {allowed} \\",
+        f"#     --lora-modules {name}=adapter --dtype {model.dtype} --chat-template model/chat_template.jinja",
+    ]
