@@ -35,6 +35,10 @@ _OWNED_TRL: Mapping[str, str] = {
     "per_device_eval_batch_size": "set machine.per_device_batch_size",
     "gradient_accumulation_steps": "set {stage}.batch_size: accumulation is what is left of it",
     "auto_find_batch_size": "leave machine.per_device_batch_size empty: the planner finds the one that fits",
+    "train_sampling_strategy": "drop it: rows are ordered by us, the same order after every resume",
+    "logging_nan_inf_filter": "drop it: a loss that is not a number stops the run",
+    "dataloader_pin_memory": "drop it: it follows the device",
+    "disable_tqdm": "drop it: progress is shown on a terminal and nowhere else",
     "seed": "set seed",
     "data_seed": "set seed",
     "full_determinism": "drop it: equal seeds already give equal bytes",
@@ -107,7 +111,6 @@ _OWNED_BNB: Mapping[str, str] = {
 # Names that were upstream once, or are so in other toolkits.
 _FORMER: Mapping[str, str] = {
     "warmup_ratio": "warmup_steps: a number under 1 is a ratio",
-    "group_by_length": "train_sampling_strategy=group_by_length",
     "evaluation_strategy": "{stage}.eval_steps",
     "max_seq_length": "{stage}.max_length",
     "max_prompt_length": "{stage}.max_length",

@@ -18,8 +18,8 @@ from finetune.memory.counts import (
 
 # DeepSpeed's own defaults (runtime/zero/config.py), in elements.
 _LIVE, _PREFETCH, _BUCKET = 1_000_000_000, 50_000_000, 500_000_000
-# TRL's fused head (kernels/chunked_logprob.py) walks the logits in tiles of so many tokens and vocabulary rows.
-_TILE_TOKENS, _TILE_VOCABULARY = 4096, 8192
+# The fused head (trl/kernels/chunked_logprob.py, finetune/head.py) walks logits in tiles of so many tokens x words.
+_TILE_TOKENS, _TILE_VOCABULARY = 4096, 32_768
 _FP32 = 4
 
 
@@ -75,17 +75,14 @@ def device_bytes(
     # PEFT keeps adapters in float32 beside a bf16 base; ZeRO-3 gathers both in one message, so there they are bf16.
     adapter_size = size if zero3 else _FP32
     adapter = trained * adapter_size // (processes if zero3 else 1)
-    activations = activation_bytes(
-        a,
-        model.attn_implementation,
-        method.lora,
-        size=size,
-        copied=adapter_size != size,
-        cuda=cuda,
-        checkpointing=checkpointing,
-        tokens=tokens,
-        length=length,
-    )
+    # Beside bf16 weights a float32 adapter reads a cast copy of its input: bf16 under CUDA's autocast, float32 without.
+    copy = 0 if adapter_size == size else size if cuda else _FP32
+    # Off CUDA only our own SFT head goes without a padding mask.
+    masked = not cuda and (preference or zero3)
+    kept = kept_bytes(a, model.attn_implementation, method.lora, size=size, copy=copy, masked=masked, length=length)
+    layers = kept + size * a.hidden_size * a.num_hidden_layers if checkpointing else kept * a.num_hidden_layers
+    working = (copy or size) * (3 * a.intermediate_size + 2 * a.hidden_size)
+    around = (size + _FP32) * a.hidden_size  # embedding and last norm
     return DeviceBytes(
         weights=0 if offloaded else share,
         adapter=adapter,
@@ -93,39 +90,33 @@ def device_bytes(
         optimiser=trained * (3 * _FP32 if zero3 else 2 * _FP32) // (processes if zero3 else 1),
         reference=adapter if preference else 0,
         buffers=_buffers(a, size, trained, method, layout, deepspeed),
-        activations=activations,
-        logits=_logits(a, size, tokens, cuda),
+        activations=tokens * (layers + working + around),
+        logits=_logits(a, tokens),
         load_peak=whole if method.bnb or not zero3 else share,
     )
 
 
-def activation_bytes(
-    a: Architecture,
-    attention: str,
-    lora: Mapping[str, Any],
-    *,
-    size: int,
-    copied: bool,
-    cuda: bool,
-    checkpointing: bool,
-    tokens: int,
-    length: int,
+def kept_bytes(
+    a: Architecture, attention: str, lora: Mapping[str, Any], *, size: int, copy: int, masked: bool, length: int
 ) -> int:
-    """What autograd keeps between forward and backward for frozen weights with LoRA beside them.
+    """Bytes a token that autograd keeps for one decoder layer with frozen weights and LoRA beside them.
 
-    A frozen linear layer keeps nothing of its input; its LoRA branch keeps it once, or once for each adapted layer
-    when it must be cast first (`copied`). RMSNorm keeps its input in float32. With checkpointing only the layers'
-    inputs stay, and one layer is recomputed at a time.
+    A frozen linear layer keeps nothing of its input. Its LoRA branch keeps it once, shared with its neighbours, or
+    where it must be cast first (`copy` bytes an element), once for each adapted layer. RMSNorm keeps its input in
+    float32. Held to torch's saved-tensor hooks in the tests.
     """
     q, kv = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
     h, f = a.hidden_size, a.intermediate_size
     layer = 2 * _FP32 * h
     if a.model_type == "qwen3":
         layer += _FP32 * (q + kv)
-    # Off CUDA a padding mask makes transformers repeat keys and values for every query head.
-    layer += size * (2 * q + 2 * (kv if cuda else q)) + _FP32 * a.num_attention_heads
     if attention == "eager":
-        layer += (_FP32 + size) * a.num_attention_heads * length
+        # Repeated keys and values, scores in float32 and once more in the model's type.
+        layer += size * 3 * q + (_FP32 + size) * a.num_attention_heads * length
+    else:
+        # With a padding mask transformers repeats keys and values, and expands the mask in every layer.
+        layer += size * (2 * q + 2 * (q if masked else kv)) + _FP32 * a.num_attention_heads
+        layer += size * length if masked else 0
     layer += size * 3 * f
     adapted = {name.rsplit(".", 1)[-1] for name in adapted_modules(a, lora)}
     for width, readers in (
@@ -135,12 +126,11 @@ def activation_bytes(
         (f, {"down_proj"}),
     ):
         used = len(adapted & readers)
-        layer += size * width * (used if copied else min(used, 1))
-    layer += (_FP32 if copied else size) * int(lora.get("r", 8)) * len(adapted)
-    working = size * (3 * f + 2 * h)
-    around = (size + _FP32) * h
-    kept = layer + size * h * a.num_hidden_layers if checkpointing else layer * a.num_hidden_layers
-    return tokens * (kept + working + around)
+        if copy:
+            layer += copy * width * used
+        elif readers != {"o_proj"}:  # its input is what attention has kept already
+            layer += size * width * min(used, 1)
+    return layer + (copy or size) * int(lora.get("r", 8)) * len(adapted)
 
 
 def generation_bytes(model: Model, method: Method, *, batch_tokens: int, new_tokens: int) -> int:
@@ -181,11 +171,7 @@ def _offloads(deepspeed: Mapping[str, Any] | None) -> bool:
     return (zero.get("offload_param") or {}).get("device", "none") != "none"
 
 
-def _logits(a: Architecture, size: int, tokens: int, cuda: bool) -> int:
-    """On CUDA TRL's fused head: one tile and the float32 gradient of the hidden states. Elsewhere whole rows of
-    logits, at supervised positions only; here every position counts, the worst case.
-    """
-    if cuda:
-        tile = min(tokens, _TILE_TOKENS) * min(a.vocab_size, _TILE_VOCABULARY) * _FP32
-        return tile + tokens * a.hidden_size * _FP32
-    return tokens * a.vocab_size * (size + 2 * _FP32)
+def _logits(a: Architecture, tokens: int) -> int:
+    """TRL's fused head never holds all logits: one tile, and float32 states and their gradient where labels are."""
+    tile = min(tokens, _TILE_TOKENS) * min(a.vocab_size, _TILE_VOCABULARY) * _FP32
+    return tile + 2 * tokens * a.hidden_size * _FP32
