@@ -34,18 +34,18 @@ def layout_of(machine: Machine, batch_size: int, name: str) -> Layout:
             f"use {-(-batch_size // world) * world}, or change machine.processes",
         )
     share = batch_size // world
-    per_device = machine.per_device_batch_size or next(size for size in range(min(8, share), 0, -1) if share % size == 0)
-    per_device = min(per_device, share)
+    largest = next(size for size in range(min(8, share), 0, -1) if share % size == 0)
+    per_device = min(machine.per_device_batch_size or largest, share)
     if share % per_device:
         raise RecipeError.one(
             f"{name}.batch_size", batch_size,
             f"does not divide over {world} processes x per_device {per_device} (={world * per_device})",
-            f"use {-(-batch_size // (world * per_device)) * world * per_device}, or change machine.per_device_batch_size",
+            f"use {-(-share // per_device) * world * per_device}, or change machine.per_device_batch_size",
         )
     return Layout(world=world, per_device=per_device, accumulation=share // per_device, kind=machine.layout)
 
 
-def arguments(
+def build(
     kind: str, run: Run, training: Training, machine: Machine, device: torch.device, *, seed: int, model: Model
 ) -> Any:
     """TRL's config object of class `kind` (SFTConfig or DPOConfig): the recipe's `trl` keys plus what we own."""

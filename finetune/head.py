@@ -19,6 +19,8 @@ import torch
 _TILE = 32_768
 """Vocabulary entries projected at once, TRL's own choice: bounds the memory of the logits."""
 
+_RESHAPED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
 
 def score_supervised_only(model: Any, *, outputs: tuple[str, ...], pairs: bool = False) -> None:
     """Give `model` (the model under the adapter, already given TRL's fused head) the head described above.
@@ -26,6 +28,8 @@ def score_supervised_only(model: Any, *, outputs: tuple[str, ...], pairs: bool =
     `outputs` are TRL's names of the per-token fields wanted. `pairs` says that batches are chosen rows followed by
     rejected rows. Calls without `fused_lm_head=True` are left as they were.
     """
+    shaped = [name for name in _RESHAPED if getattr(model.config, name, None) not in (None, 1.0)]
+    assert not shaped, f"this model reshapes its logits ({shaped[0]}); the lean head would not"
     inner = model.forward
 
     @functools.wraps(type(model).forward)
@@ -53,11 +57,12 @@ def _score(head: Any, hidden: torch.Tensor, target: torch.Tensor, mask: torch.Te
     from trl.kernels import ChunkedLogProbFunction
     from trl.trainer.utils import FusedCausalLMOutput
 
-    fields = ChunkedLogProbFunction.apply(
+    fields: tuple[Any, ...] = ChunkedLogProbFunction.apply(
         hidden, head.weight, head.bias, target[mask], 1.0, _TILE, None, 1.0, outputs
     )
-    spread = [None if x is None else x.new_zeros(mask.shape).masked_scatter(mask, x) for x in fields]
-    log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = spread
+    spread: list[Any] = [None if x is None else x.new_zeros(mask.shape).masked_scatter(mask, x) for x in fields]
+    log_probs: torch.Tensor = spread[0]
+    entropy, log_sum_sq_probs, mean_logits, is_top1 = spread[1:]
     return FusedCausalLMOutput(
         loss=-log_probs.sum() / mask.sum().clamp(min=1), log_probs=log_probs, entropy=entropy,
         log_sum_sq_probs=log_sum_sq_probs, mean_logits=mean_logits, is_top1=is_top1, label_mask=mask,

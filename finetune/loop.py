@@ -30,6 +30,7 @@ from finetune.resume import Layout, step_of
 WORK = ".checkpoints"
 _PROGRESS = "progress.json"
 _ADAPTER = "adapter_model.safetensors"
+_FINISHED = ".finished.json"
 
 
 @dataclass
@@ -87,6 +88,8 @@ class Guarded:
 
     run: Run
     history: list[dict[str, float]]
+    kept: dict[str, Any]
+    """JSON that a trainer wants back after a resume; it travels in the checkpoint of a single process."""
     _step_batches: list[tuple[list[int], float]]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -157,11 +160,12 @@ class Guarded:
                 total -= float(scored.log_probs.double().sum())
                 tokens += float(scored.label_mask.sum())
         model.train()
-        total, tokens = _sum_over_ranks([total, tokens], self.args.device)  # type: ignore[attr-defined]
+        device = self.args.device  # type: ignore[attr-defined]
+        total, tokens = _sum_over_ranks([total, tokens], device)
         return {"eval_loss": total / tokens}
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """After every step: record it, measure when it is time, agree on stopping; after every save: prove and seal."""
 
     def __init__(self, trainer: Any, run: Run, stop: "_StopSignal") -> None:
@@ -204,7 +208,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             folder = self.run.work / f"{resume.PREFIX}{state.global_step}"
             tensors = check_adapter(folder / _ADAPTER, self.planned, trained=state.global_step > 0)
             facts = {**self.run.facts, "trainable_parameters": tensors}
-            progress = {"history": self.trainer.history, "facts": facts}
+            progress = {"history": self.trainer.history, "facts": facts, "kept": self.trainer.kept}
             artifacts.write_whole(folder / _PROGRESS, json.dumps(progress))
             resume.seal(folder, self.run.layout)
             resume.keep_last(self.run.work)
@@ -261,11 +265,12 @@ def train(trainer: Any, run: Run, start: Path | None, eval_batches: list[list[di
 
     Raises Preempted (exit code 75) after SIGTERM, once a checkpoint is sealed.
     """
-    trainer.run, trainer.history, trainer._step_batches = run, [], []
+    trainer.run, trainer.history, trainer.kept, trainer._step_batches = run, [], {}, []
     trainer.eval_batches = eval_batches
     trainer.remove_callback(PrinterCallback)
     if start is not None:
-        trainer.history = json.loads((start / _PROGRESS).read_text(encoding="utf-8"))["history"]
+        progress = json.loads((start / _PROGRESS).read_text(encoding="utf-8"))
+        trainer.history, trainer.kept = progress["history"], progress["kept"]
         run.say(f"{run.name}: going on after step {step_of(start)} of {run.steps}")
     with _StopSignal() as stop:
         watch = _Watch(trainer, run, stop)
@@ -295,6 +300,14 @@ def publish(run: Run, checkpoint: Path) -> dict[str, Any]:
     """Copy the adapter and its log out of the last checkpoint, drop the working files, return the facts."""
     progress = json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))
     history: list[dict[str, Any]] = progress["history"]
+    measured = [line["eval_loss"] for line in history if "eval_loss" in line]
+    facts = {
+        **{key: value for key, value in progress["facts"].items() if key not in ("loss_is_sum", "metrics")},
+        "steps": run.steps,
+        "train_loss": sum(line["loss"] for line in history) / len(history),
+        "eval_loss": measured[-1] if measured else None,
+    }
+    _wait_for_all()
     if is_first():
         shutil.copyfile(checkpoint / _ADAPTER, run.out / _ADAPTER)
         config = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
@@ -305,18 +318,22 @@ def publish(run: Run, checkpoint: Path) -> dict[str, Any]:
         artifacts.write_whole(run.out / "log.jsonl", "".join(f"{json.dumps(line)}\n" for line in _thin(history, run)))
         with (run.out / _ADAPTER).open("rb") as file:
             os.fsync(file.fileno())
-        assert artifacts.hash_file(run.out / _ADAPTER) == artifacts.hash_file(checkpoint / _ADAPTER)
-    _wait_for_all()
-    if is_first():
+        files = {path.name: artifacts.hash_file(path) for path in artifacts.walk(run.out)}
+        assert files[_ADAPTER] == artifacts.hash_file(checkpoint / _ADAPTER), "the copy of the adapter differs"
+        # From here on the checkpoints may go: a kill while they are deleted must not cost the training.
+        artifacts.write_whole(run.out / _FINISHED, json.dumps({"files": files, "facts": facts}))
         shutil.rmtree(run.work)
-    measured = [line["eval_loss"] for line in history if "eval_loss" in line]
-    facts = {key: value for key, value in progress["facts"].items() if key not in ("loss_is_sum", "metrics")}
-    return {
-        **facts,
-        "steps": run.steps,
-        "train_loss": sum(line["loss"] for line in history) / len(history),
-        "eval_loss": measured[-1] if measured else None,
-    }
+    return facts
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """Facts of a training that was done when the process was stopped, if its files are still what they were."""
+    try:
+        note = json.loads((out / _FINISHED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    whole = {path.name: artifacts.hash_file(path) for path in artifacts.walk(out)} == note["files"]
+    return dict(note["facts"]) if whole else None
 
 
 def _is_names(value: Any) -> bool:

@@ -118,6 +118,8 @@ def _train(
     from finetune import arguments, loop
     from finetune.resume import step_of
 
+    if (done := loop.finished(out)) is not None:
+        return {**done, "timings": {"load": 0.0, "train": 0.0}}
     epochs = float(training.trl.get("num_train_epochs", 1))
     steps = steps_of(len(lengths), batch_size=training.batch_size, epochs=epochs, max_steps=training.max_steps)
     order = plan_order(lengths, batch_size=training.batch_size, steps=steps, seed=settings.seed)
@@ -127,7 +129,9 @@ def _train(
         name=name, out=out, layout=layout, steps=steps, eval_steps=training.eval_steps, log_steps=training.log_steps,
         row_ids=rows["id"], tracker=tracker, say=say,
     )
-    trl_config = arguments.arguments("SFTConfig", this, training, machine, device, seed=settings.seed, model=settings.model)
+    trl_config = arguments.build(
+        "SFTConfig", this, training, machine, device, seed=settings.seed, model=settings.model
+    )
     trl_config.dataset_kwargs = {"skip_prepare_dataset": True}
     checkpoint = loop.find_start(this)
     if checkpoint is None or step_of(checkpoint) < steps:
