@@ -69,7 +69,9 @@ class ChatFormat:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (directory / name).is_file():
                 raise RecipeError.one(
-                    "model.path", str(directory), f"a model directory holds {name}, this one does not",
+                    "model.path",
+                    str(directory),
+                    f"a model directory holds {name}, this one does not",
                     "point model.path at a complete Hugging Face model directory",
                 )
         settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -102,7 +104,8 @@ class ChatFormat:
         tail = self._render(probe, "plain", (), generate=False).rpartition("pong")[2].strip()
         if tail not in self.control_tokens:
             raise RecipeError.one(
-                "model.path", str(self.directory),
+                "model.path",
+                str(self.directory),
                 f"the chat template must close an answer with one special token, it writes {tail!r}",
                 "use an instruction-tuned model, or give its directory a chat_template.jinja that closes the turn",
             )
@@ -149,7 +152,8 @@ class ChatFormat:
         for part in ("reasoning_content", "content"):
             if str(last.get(part) or "").strip() not in answer:
                 raise RecipeError.one(
-                    f"messages[-1].{part}", str(last[part]),
+                    f"messages[-1].{part}",
+                    str(last[part]),
                     f"the chat template of {self.directory.name} does not write it, so it cannot be trained",
                     "choose a model whose template does, or leave this part out of the task",
                 )
@@ -208,7 +212,9 @@ class ChatFormat:
             )
         except jinja2.TemplateError as error:
             raise RecipeError.one(
-                "model.path", str(self.directory), f"its chat template refuses this conversation ({error})",
+                "model.path",
+                str(self.directory),
+                f"its chat template refuses this conversation ({error})",
                 "change the order or the roles of the messages, or choose another model",
             ) from error
 
@@ -220,19 +226,23 @@ class ChatFormat:
         pad = self.special.get("pad_token")
         if pad is None or self.tokenizer.token_to_id(pad) is None:
             raise RecipeError.one(
-                "model.path", str(self.directory), "its tokenizer names no pad token",
+                "model.path",
+                str(self.directory),
+                "its tokenizer names no pad token",
                 'set "pad_token" in tokenizer_config.json to an unused special token, never to the end of turn',
             )
         if self.pad_id == self.eos_id:
             raise RecipeError.one(
-                "model.path", str(self.directory),
+                "model.path",
+                str(self.directory),
                 f"pad and end of turn are the same token {pad!r}: masking the padding would mask the stop sign, "
                 "and the model would never learn to stop",
                 'set "pad_token" in tokenizer_config.json to another special token, like "<|endoftext|>"',
             )
         if self.eos_id not in self.stop_ids:
             raise RecipeError.one(
-                "model.path", str(self.directory),
+                "model.path",
+                str(self.directory),
                 f"the template ends a turn with {self.end_of_turn!r} ({self.eos_id}), but serving stops only at "
                 f"{list(self.stop_ids)}",
                 "add that id to eos_token_id in generation_config.json",
@@ -242,12 +252,16 @@ class ChatFormat:
         reasoning = str(last.get("reasoning_content") or "").strip()
         if mode == "think" and not reasoning:
             raise RecipeError.one(
-                "messages[-1].reasoning_content", None, "a row of mode think carries the reasoning to be learnt",
+                "messages[-1].reasoning_content",
+                None,
+                "a row of mode think carries the reasoning to be learnt",
                 "give the task a `reasoning` template, or train it in mode plain",
             )
         if mode == "plain" and reasoning:
             raise RecipeError.one(
-                "messages[-1].reasoning_content", reasoning, "a row of mode plain must not carry reasoning",
+                "messages[-1].reasoning_content",
+                reasoning,
+                "a row of mode plain must not carry reasoning",
                 "remove the reasoning, or train the row in mode think",
             )
 
@@ -259,7 +273,8 @@ class ChatFormat:
         at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         served, rendered = (self._show(ids, at) for ids in (ours, theirs))
         return RecipeError.one(
-            "model.path", str(self.directory),
+            "model.path",
+            str(self.directory),
             f"its chat template renders a finished conversation unlike what serving sends, from token {at} on: "
             f"served {served}, rendered {rendered}",
             "use the chat_template.jinja that the model was published with, or one that only appends",
@@ -284,7 +299,9 @@ def _read_template(directory: Path, settings: Mapping[str, Any]) -> str:
         template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     if not isinstance(template, str):
         raise RecipeError.one(
-            "model.path", str(directory), "it has no chat template (neither chat_template.jinja nor in its config)",
+            "model.path",
+            str(directory),
+            "it has no chat template (neither chat_template.jinja nor in its config)",
             "use an instruction-tuned model, or put its chat_template.jinja beside tokenizer.json",
         )
     return template

@@ -18,7 +18,7 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]},
     },
 }
-QUESTION = {"role": "user", "content": "Which article?\n\n  12 < 13 & \"so on\" — 第十二条"}
+QUESTION = {"role": "user", "content": 'Which article?\n\n  12 < 13 & "so on" — 第十二条'}
 ANSWER = {"role": "assistant", "content": "Article 12."}
 THOUGHT = {**ANSWER, "reasoning_content": "It says twelve.\nSo twelve."}
 CALL = {
@@ -100,9 +100,7 @@ def test_qwen3_is_proven_in_think_mode(qwen3: ChatFormat) -> None:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_training_row_is_the_served_prompt_and_then_the_answer(
-    chat: ChatFormat, tokenizer: Any, name: str
-) -> None:
+def test_a_training_row_is_the_served_prompt_and_then_the_answer(chat: ChatFormat, tokenizer: Any, name: str) -> None:
     messages = [*CONVERSATIONS[name], ANSWER]
     row = chat.supervise(messages, "plain")
     served = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, enable_thinking=False)

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 from finetune.corpus.tables import Row
 
-_BEFORE, _AFTER = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
+_BEFORE, _AFTER = r"(?<![A-Za-z0-9])(?<!\d[.,])", r"(?![A-Za-z0-9])"
+_NEW = r"(?!\[SECRET_\d+\])"
+_CARD = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3(?:0[0-5]|[689]\d)\d{11}|35\d{14}"
+    r"|6(?:011|5\d\d|4[4-9]\d)\d{12}|62\d{14,17}"
+)
+"""Prefix and length of Visa, Mastercard, American Express, Diners, JCB, Discover and UnionPay."""
 _IBAN_LENGTHS = {
     code: length
     for length, codes in {
@@ -54,7 +60,7 @@ def cn_id_holds(text: str) -> bool:
 
 def _card_holds(text: str) -> bool:
     digits = re.sub(r"[ -]", "", text)
-    return 13 <= len(digits) <= 19 and digits[0] in "23456" and len(set(digits)) > 1 and luhn_holds(digits)
+    return _CARD.fullmatch(digits) is not None and luhn_holds(digits)
 
 
 def _ip_holds(text: str) -> bool:
@@ -91,10 +97,10 @@ RECOGNISERS = (
           r"|(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}|SG\.[\w-]{16,}\.[\w-]{16,}|npm_[A-Za-z0-9]{36}"
           r"|pypi-[\w-]{50,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+)", hint=""),
     _find("secret", r"(?i)(?:api[_ -]?key|access[_ -]?key|secret[_ -]?key|auth[_ -]?token|access[_ -]?token|passwo?r?d"
-          r"|passwd|client[_ -]?secret)[\"']?\s*[:=]\s*[\"']?(?P<value>(?!\[)[^\s\"',;]{8,})", hint=":="),
-    _find("secret", r"(?i)\b[a-z][a-z0-9+.-]*://[^\s/:@]+:(?P<value>[^\s/@]{3,})@", hint="@"),
-    _find("email", r"(?<![\w.+-])[A-Za-z0-9](?:[\w.+%-]{0,62}[\w+-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}"
-          r"[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])", hint="@"),
+          r"|passwd|client[_ -]?secret)[\"']?\s*[:=]\s*[\"']?(?P<value>" + _NEW + r"[^\s\"',;]{8,})", hint=":="),
+    _find("secret", r"(?i)\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@]{1,100}:(?P<value>" + _NEW + r"[^\s/@]{3,})@", hint="@"),
+    _find("email", r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9](?:[A-Za-z0-9_.+%-]{0,62}[A-Za-z0-9_+-])?@"
+          r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])", hint="@"),
     _find("iban", _BEFORE + r"[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,4})?" + _AFTER, iban_holds),
     _find("cn_id", _BEFORE + r"[1-9]\d{5}(?:19|20)\d{9}[\dXx]" + _AFTER, cn_id_holds),
     _find("card", _BEFORE + r"\d(?:[ -]?\d){12,18}" + _AFTER, _card_holds),
@@ -144,16 +150,19 @@ def redact_texts(texts: Sequence[str], kinds: Iterable[str]) -> tuple[list[str],
     counts: Counter[str] = Counter()
     redacted = []
     for text in texts:
-        pieces, at = [], 0
-        for finding in find_personal(text, kinds):
-            kind, value = finding.kind.upper(), text[finding.start : finding.end]
-            if (kind, value) not in numbers:
-                last[kind] += 1
-                numbers[kind, value] = last[kind]
-            pieces += [text[at : finding.start], f"[{kind}_{numbers[kind, value]}]"]
-            at = finding.end
-            counts[finding.kind] += 1
-        redacted.append("".join([*pieces, text[at:]]))
+        # Replacing one value may bare the edge of the next, so that it is looked at again until nothing is left.
+        while findings := find_personal(text, kinds):
+            pieces, at = [], 0
+            for finding in findings:
+                kind, value = finding.kind.upper(), text[finding.start : finding.end]
+                if (kind, value) not in numbers:
+                    last[kind] += 1
+                    numbers[kind, value] = last[kind]
+                pieces += [text[at : finding.start], f"[{kind}_{numbers[kind, value]}]"]
+                at = finding.end
+                counts[finding.kind] += 1
+            text = "".join([*pieces, text[at:]])
+        redacted.append(text)
     return redacted, counts
 
 

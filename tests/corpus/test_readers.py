@@ -1,0 +1,204 @@
+"""Each reader: rows, columns, line numbers; and no file, however mutated, does more than name its problems."""
+
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.config.data import Cut, Source
+from finetune.corpus.read import SourceFile, read_file
+from finetune.corpus.tables import TABLES
+
+MARKDOWN = (
+    "intro\n\n# One\n\nfirst\nline\n\n## Deep\n\n```\n# no heading\n```\n\n"
+    "Two\n===\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+)
+HTML = (
+    "<html><head><title>t</title><style>p{}</style></head><body><nav>menu</nav><h1>One</h1><p>first <b>bold</b>\nline"
+    "<br>broken</p><script>x()</script><h2>Deep</h2><ul><li>item</li><li>other</li></ul><div>loose <i>text</i>"
+    "<p>inner</p>tail</div><table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table></body></html>"
+)
+
+
+def read(tmp_path: Path, name: str, content: str | bytes, **source: Any) -> list[dict[str, str]]:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    rows, problems = read_file(SourceFile(name, path), Source(path=name, **source), "s")
+    assert not problems
+    return rows
+
+
+def docx_bytes() -> bytes:
+    import docx
+
+    document = docx.Document()
+    document.add_heading("One", level=1)
+    document.add_paragraph("first paragraph")
+    table = document.add_table(rows=1, cols=2)
+    table.rows[0].cells[0].text, table.rows[0].cells[1].text = "a", "b"
+    document.add_heading("Deep", level=2)
+    document.add_paragraph("second paragraph")
+    stream = io.BytesIO()
+    document.save(stream)
+    return stream.getvalue()
+
+
+def pdf_bytes(pages: list[str]) -> bytes:
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
+    stream = io.BytesIO()
+    with PdfPages(stream, metadata={"CreationDate": None}) as pdf:
+        for text in pages:
+            figure = Figure()
+            figure.text(0.1, 0.5, text)
+            pdf.savefig(figure)
+    return stream.getvalue()
+
+
+def test_csv_lines_are_those_of_the_file_even_over_quoted_line_breaks(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.csv", '\ufeffid, text\r\n1,"two\r\nlines, one cell"\r\n\r\n2,"say ""hi"""\r\n')
+    assert rows == [
+        {"id": "1", "text": "two\nlines, one cell", "_file": "a.csv", "_line": "2"},
+        {"id": "2", "text": 'say "hi"', "_file": "a.csv", "_line": "5"},
+    ]
+
+
+def test_tsv_splits_at_tabs_only(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.tsv", "a\tb\n1,5\t2\n")[0]["a"] == "1,5"
+
+
+def test_jsonl_values_become_text_and_inner_keys_columns(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "a.jsonl", '\n{"a": 1.50, "b": null, "c": {"d": ["x", 1]}, "e": true, "f": "é"}\n')
+    expected = {"a": "1.5", "b": "", "c": '{"d":["x",1]}', "c.d": '["x",1]', "e": "true", "f": "é"}
+    assert row == {**expected, "_file": "a.jsonl", "_line": "2"}
+
+
+@pytest.mark.parametrize("content", ['[{"a": "x"}]', '{"version": 1, "rows": [{"a": "x"}]}'])
+def test_json_is_a_list_or_holds_one(tmp_path: Path, content: str) -> None:
+    assert read(tmp_path, "a.json", content) == [{"a": "x", "_file": "a.json", "_line": "1"}]
+
+
+def test_obo_terms_have_the_columns_that_recipes_use(tmp_path: Path) -> None:
+    text = (
+        'format-version: 1.2\n\n[Term]\nid: X:1\nname: One\ndef: "A \\"first\\" thing." [ref]\n'
+        'synonym: "uno" EXACT layperson []\nsynonym: "eins" EXACT []\nis_a: X:9 ! Nine\nis_a: X:8 ! Eight\n\n'
+        "[Term]\nid: X:2\nname: Old\nis_obsolete: true\n\n[Typedef]\nid: part_of\n"
+    )
+    first, second = read(tmp_path, "a.obo", text)
+    assert first["def"] == 'A "first" thing.'
+    assert (first["first_parent"], first["parents"], first["synonyms"]) == ("X:9", "X:9 X:8", "uno | eins")
+    assert (second["id"], second["def"], second["is_obsolete"], second["_line"]) == ("X:2", "", "true", "12")
+
+
+def test_markdown_is_cut_at_its_headings_with_their_path(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.md", MARKDOWN, cut=Cut(by="heading"))
+    assert [(row["heading"], row["path"], row["_line"]) for row in rows] == [
+        ("", "", "1"), ("One", "One", "3"), ("Deep", "One > Deep", "8"), ("Two", "Two", "14"),
+    ]  # fmt: skip
+    assert rows[1]["text"] == "first\nline"
+    assert "# no heading" in rows[2]["text"]
+    assert "| 1 | 2 |" in rows[3]["text"]
+
+
+def test_html_keeps_text_lists_and_tables_and_leaves_out_the_rest(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.html", HTML, cut=Cut(by="heading"))
+    assert [row["path"] for row in rows] == ["One", "One > Deep"]
+    assert rows[0]["text"] == "first bold line broken"
+    assert rows[1]["text"].split("\n\n") == ["item", "other", "loose text", "inner", "tail", "a | b", "1 | 2"]
+
+
+def test_docx_is_cut_at_its_heading_styles_and_keeps_tables(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.docx", docx_bytes(), cut=Cut(by="heading"))
+    assert [(row["path"], row["text"]) for row in rows] == [
+        ("One", "first paragraph\n\na | b"), ("One > Deep", "second paragraph"),
+    ]  # fmt: skip
+
+
+def test_pdf_gives_a_row_for_each_page(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.pdf", pdf_bytes(["first page", "second page"]), cut=Cut(by="page"))
+    assert [(row["text"], row["_line"]) for row in rows] == [("first page", "1"), ("second page", "2")]
+
+
+def test_a_pdf_without_text_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(pdf_bytes([""]))
+    _, (problem,) = read_file(SourceFile("scan.pdf", path), Source(path="scan.pdf"), "s")
+    assert "holds no text" in problem.rule
+    assert "OCR" in problem.fix
+
+
+def test_paragraphs_carry_their_line(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.txt", "one\ntwo\n\n\n  three\n", cut=Cut(by="paragraph"))
+    assert [(row["text"], row["_line"]) for row in rows] == [("one\ntwo", "1"), ("three", "5")]
+
+
+def test_a_pattern_gives_its_groups_with_the_line_they_start_at(tmp_path: Path) -> None:
+    text = "Preamble\n\nArticle 1. Name\nIndia, that is\nBharat.\n\nArticle 2. Admission\nParliament may.\n"
+    pattern = r"^Article (?P<number>\d+)\. (?P<title>[^\n]+)\n(?P<body>.*?)(?=\n\nArticle|\Z)"
+    rows = read(tmp_path, "a.txt", text, cut=Cut(by="pattern", pattern=pattern))
+    assert [(row["number"], row["title"], row["body"], row["_line"]) for row in rows] == [
+        ("1", "Name", "India, that is Bharat.", "3"), ("2", "Admission", "Parliament may.", "7"),
+    ]  # fmt: skip
+
+
+def test_another_encoding_is_read_when_the_recipe_names_it(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.csv", "名\n更换\n".encode("gb18030"), encoding="gb18030")[0]["名"] == "更换"
+
+
+CELL = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"a": CELL, "b": CELL}), min_size=1, max_size=8))
+def test_what_json_writes_the_reader_reads(rows: list[dict[str, str]]) -> None:
+    problems: list[Any] = []
+    lines = "\n".join(json.dumps(row, ensure_ascii=bool(i % 2)) for i, row in enumerate(rows))
+    found = list(TABLES["jsonl"]("x", lines, problems))
+    assert [{"a": row["a"], "b": row["b"]} for row in found] == rows
+    assert not problems
+
+
+def seeds() -> dict[str, bytes]:
+    return {
+        "csv": b'id,text\n1,"a, b"\n2,c\n',
+        "jsonl": b'{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n',
+        "json": b'[{"id": 1, "text": {"x": [1, 2]}}]',
+        "obo": b'[Term]\nid: X:1\nname: n\ndef: "d" []\nis_a: X:0 ! z\n',
+        "md": MARKDOWN.encode(),
+        "html": HTML.encode(),
+        "txt": b"one\n\ntwo\n",
+        "docx": docx_bytes(),
+        "pdf": pdf_bytes(["first page", "second page"]),
+    }
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """Bytes flipped, runs taken out, doubled or replaced, or the file cut short."""
+    content = bytearray(data)
+    for _ in range(draw.randint(1, 6)):
+        at = draw.randrange(len(content) + 1)
+        end = min(len(content), at + draw.choice([1, 1, 4, 40]))
+        content[at:end] = draw.choice([b"", draw.randbytes(end - at), bytes(content[at:end]) * 2, b"\xff\x00", b'"'])
+    return bytes(content[: draw.randrange(len(content) + 1)] if draw.random() < 0.2 else content)
+
+
+@pytest.mark.parametrize("kind", sorted(seeds()))
+def test_a_mutated_file_gives_rows_or_problems_and_never_a_crash(kind: str, tmp_path: Path) -> None:
+    draw = random.Random(kind)
+    whole = seeds()[kind]
+    cuts = [Cut(), Cut(by="heading"), Cut(by="paragraph"), Cut(by="pattern", pattern="(?P<a>[a-z]+)")]
+    for number in range(35):
+        path = tmp_path / f"{number}.{kind}"
+        path.write_bytes(mutated(whole, draw))
+        rows, problems = read_file(SourceFile(path.name, path), Source(path=path.name, cut=draw.choice(cuts)), "s")
+        assert rows or problems
+        for row in rows:
+            assert int(row["_line"]) >= 1
+            "".join(row.values()).encode("utf-8")
+        assert all(problem.fix and problem.rule for problem in problems)
