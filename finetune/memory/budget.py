@@ -1,11 +1,14 @@
 """What a recipe needs on each device, of the host and of the disk, and how long it takes."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from finetune.config import Recipe
 from finetune.config.machine import Layout, Machine
+from finetune.config.model import Model
 from finetune.config.training import Training
 from finetune.errors import Problem
 from finetune.memory.counts import DTYPE_BYTES, lora_parameters, parameters, weight_bytes
@@ -235,7 +238,7 @@ def _disk(recipe: Recipe) -> dict[str, int]:
     model, a = recipe.model, recipe.model.architecture
     whole, trained = weight_bytes(a, model.dtype, None), lora_parameters(a, recipe.method.lora)
     state = trained * (DTYPE_BYTES[model.dtype] + 3 * 4)
-    there = model.origin == "embedded" or model.path is not None
+    there = model.origin == "embedded" or model.path is not None or _is_cached(model)
     return {
         "download": 0 if there else whole,
         "checkpoints": _KEPT_CHECKPOINTS * state,
@@ -243,6 +246,14 @@ def _disk(recipe: Recipe) -> dict[str, int]:
         "merged": whole,
         "bundle": 0,
     }
+
+
+def _is_cached(model: Model) -> bool:
+    """Whether the hub's cache on this machine has the pinned commit."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    snapshot = hub / f"models--{model.name.replace('/', '--')}" / "snapshots" / (model.revision or "")
+    return model.revision is not None and (snapshot / "config.json").exists()
 
 
 def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:

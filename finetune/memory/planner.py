@@ -38,7 +38,8 @@ def plan(
         fix = "take a smaller model, a shorter max_length or a larger machine"
         if advice:
             fix = f"accelerate launch finetune/train.py {advice[0]}"
-        problems = tuple(Problem(path, value, rule, fix) for path, value, rule in lacks)
+        disk = "free some space, or work=/path/on/a/larger/disk"
+        problems = tuple(Problem(path, value, rule, disk if path == "work" else fix) for path, value, rule in lacks)
         return dataclasses.replace(found, problems=problems, advice=advice)
     return dataclasses.replace(found, advice=tuple(_better(found)))
 

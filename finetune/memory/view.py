@@ -59,7 +59,10 @@ def render(plan: Plan) -> str:
         ]
     if plan.problems:
         lines += ["", "it does not fit:"]
-        lines += [f"  {problem.path}={problem.value}: {problem.rule}" for problem in plan.problems]
+        lines += [
+            f"  {problem.path}{'' if problem.value is None else f'={problem.value}'}: {problem.rule}"
+            for problem in plan.problems
+        ]
         lines += ["", "type instead, after `accelerate launch finetune/train.py` (or `finetune plan` to look first):"]
         lines += [f"  {word}" for word in plan.advice]
     else:

@@ -74,6 +74,16 @@ def test_disk_holds_the_download_and_the_merged_model_once_each():
     assert planned("model=smollm2_135m", "machine=cpu").disk["download"] == 0
 
 
+def test_a_model_that_is_already_in_the_hubs_cache_is_not_downloaded_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    recipe = _loaded(("model=qwen3_32b", "machine=a100x8"))
+    snapshot = tmp_path / "models--Qwen--Qwen3-32B" / "snapshots" / recipe.model.revision
+    snapshot.mkdir(parents=True)
+    assert planned("model=qwen3_32b", "machine=a100x8").disk["download"] == P * 2
+    (snapshot / "config.json").write_text("{}")
+    assert planned("model=qwen3_32b", "machine=a100x8").disk["download"] == 0
+
+
 def test_a_full_disk_is_a_problem_only_for_the_machine_that_is_asked():
     full = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=0.1)
     assert planned("model=smollm2_135m", "machine=cpu", on=full).fits
