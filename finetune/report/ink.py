@@ -24,7 +24,7 @@ INK = {
     "pass": "#090909",
     "hair": "#0a0a0a",
 }
-SIZE = 12.5  # CSS px: one inch is 72 of them here, and the drawing is never scaled up
+SIZE = 12.5  # CSS px where one inch is 72 of them; the page shows a drawing at 0.95 to 1.15 of its size
 SMALL = 11.5
 
 _STYLE = {
@@ -88,8 +88,7 @@ def to_svg(figure: Figure, name: str) -> str:
     text = re.sub(r"font: ([0-9.]+px) [^;\"]+", r"font-size: \1", text)
     for word, colour in INK.items():
         text = text.replace(colour, f"var(--{word})")
-    width = float(re.search(r'width="([0-9.]+)pt"', text)[1])  # type: ignore[index]
     opening = re.search(r'viewBox="([^"]+)"', text)
     assert opening is not None
     body = text[text.index(">") + 1:]
-    return f'<svg viewBox="{opening[1]}" style="width:{width:g}px" aria-hidden="true" focusable="false">{body.strip()}'
+    return f'<svg viewBox="{opening[1]}" aria-hidden="true" focusable="false">{body.strip()}'

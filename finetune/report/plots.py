@@ -14,7 +14,7 @@ from finetune.report.layout import OTHERS
 from finetune.report.strings import words
 from finetune.report.verdict import CLASSIC
 
-WIDE, NARROW = 864.0, 340.0
+WIDE, NARROW = 760.0, 340.0
 SHORT = 130  # px for the name of a step
 Facts = Mapping[str, Any]
 _MARKS = {  # shape, size, colour, hollow, layer: two systems with one score both stay visible
@@ -60,12 +60,12 @@ def forest(facts: Facts) -> Plot:
         narrow = width == NARROW
         step = 40 if narrow else 27
         figure, axes = make_axes(
-            width, len(rows) * step + 54, left=8 if narrow else 218, right=8 if narrow else 196, top=6, bottom=48
+            width, len(rows) * step + 54, left=8 if narrow else 190, right=8 if narrow else 180, top=6, bottom=48
         )
         axes.set_ylim(len(rows) - 0.5, -0.5)
         for at, (system, label, difference) in enumerate(rows):
             if difference is None:
-                _say(axes, 0 if narrow else -218, at, label, weight="bold", wide=not narrow)
+                _say(axes, 0 if narrow else -190, at, label, weight="bold", wide=not narrow)
                 continue
             colour = INK["classic"] if system in CLASSIC else INK["tuned"]
             low, high = difference["ci95"]
@@ -80,7 +80,7 @@ def forest(facts: Facts) -> Plot:
                 _say(axes, 0, at - 0.24, label, size=SMALL)
                 _say(axes, 0, at - 0.24, numbers, size=SMALL, right=True, colour=INK["muted"])
             else:
-                _say(axes, -204, at, label)
+                _say(axes, -178, at, label)
                 _say(axes, 14, at, numbers, right=True, outside=True, colour=INK["muted"])
         ends = [end for _, _, d in rows if d is not None for end in d["ci95"]]
         _span(axes, [*ends, 0.0])
@@ -104,14 +104,14 @@ def scores(facts: Facts) -> Plot:
         legend = 22 * (1 + places[-1][1]) + 14
         step = 62 if narrow else 44
         figure, axes = make_axes(
-            width, len(tasks) * step + 34 + legend, left=10 if narrow else 218, right=14, top=legend, bottom=30
+            width, len(tasks) * step + 34 + legend, left=10 if narrow else 190, right=14, top=legend, bottom=30
         )
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         axes.set_yticks([])
         for at, task in enumerate(tasks):
             height = at + (0.16 if narrow else 0)
-            _say(axes, 0 if narrow else -218, at - (0.24 if narrow else 0), task["title"])
+            _say(axes, 0 if narrow else -190, at - (0.24 if narrow else 0), task["title"])
             axes.plot([0, 1], [height, height], color=INK["hair"], linewidth=1, zorder=1)
             for system in (*OTHERS, "tuned"):
                 if task.get(system) is not None:
@@ -135,7 +135,7 @@ def general(facts: Facts, limit: float | None) -> Plot:
         narrow = width == NARROW
         step = 46 if narrow else 34
         figure, axes = make_axes(
-            width, len(changes) * step + 76, left=10 if narrow else 218, right=16 if narrow else 100, top=24, bottom=48
+            width, len(changes) * step + 76, left=10 if narrow else 190, right=16 if narrow else 100, top=24, bottom=48
         )
         axes.set_ylim(len(changes) - 0.5, -0.5)
         axes.set_yticks([])
@@ -157,7 +157,7 @@ def general(facts: Facts, limit: float | None) -> Plot:
                 _say(axes, 0, at - 0.26, kind, size=SMALL)
                 _say(axes, 0, at - 0.26, figures.change(value), size=SMALL, right=True, colour=INK["muted"])
             else:
-                _say(axes, -218, at, kind)
+                _say(axes, -190, at, kind)
                 _say(axes, 14, at, figures.change(value), right=True, outside=True, colour=INK["muted"])
         _ticks(axes, lambda value: f"{100 * value:+g}\u00a0%", 4 if narrow else 6)
         axes.set_xlabel(t["general"]["axis"], labelpad=8)
@@ -175,7 +175,7 @@ def curve(facts: Facts, stage: str) -> Plot:
 
     def picture(width: float) -> Figure:
         # Half the wide page: two stages stand side by side there.
-        figure, axes = make_axes(NARROW if width == NARROW else 400, 236, left=44, right=14, top=26, bottom=44)
+        figure, axes = make_axes(NARROW if width == NARROW else 360, 236, left=44, right=14, top=26, bottom=44)
         axes.grid(axis="y", color=INK["hair"], linewidth=1)
         axes.set_axisbelow(True)
         if train:
