@@ -9,27 +9,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from finetune import shards
 from finetune.artifacts import hash_file
 from finetune.errors import Problem, RecipeError
 
+if TYPE_CHECKING:
+    import torch
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_DTYPE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _ROLE = re.compile(
     r"(?P<module>.+)\.(?:(?P<linear>lora_[AB])\.weight|(?P<embedding>lora_embedding_[AB])"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?|(?P<base>base_layer)\.weight)"
 )
 
-_HARMLESS = frozenset(  # noqa: SIM905
+_HARMLESS = frozenset(
     """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules
     exclude_modules lora_alpha lora_dropout use_rslora modules_to_save layers_to_transform layers_pattern rank_pattern
     alpha_pattern megatron_core use_dora qalora_group_size eva_config lora_ga_config velora_config runtime_config
-    ensure_weight_tying init_lora_weights bias ephemeral_gpu_offload""".split()
+    ensure_weight_tying init_lora_weights bias ephemeral_gpu_offload""".split()  # noqa: SIM905
 )
 """Keys of adapter_config.json that are read here or do not change the merged weights."""
 _SAVED_WITH_EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -55,7 +56,7 @@ class Adapter:
     config: Mapping[str, Any]
     tensors: Mapping[str, shards.Tensor]
     sha256: str
-    _held: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
+    _held: "dict[str, torch.Tensor]" = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, directory: Path) -> "Adapter":
@@ -112,8 +113,10 @@ class Adapter:
         assert sum(len(update.roles) for update in updates.values()) == len(self.tensors)
         return updates
 
-    def apply(self, update: Update, block: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    def apply(self, update: Update, block: "torch.Tensor", first: int, last: int) -> "torch.Tensor":
         """Rows [first, last) of the base tensor `block`, merged; same dtype. Bit-identical to merge_and_unload()."""
+        import torch
+
         if update.kind == "replace":
             return self._load(update.roles["whole"])[first:last].to(block.dtype)
         if "base_layer" in update.roles:
@@ -133,7 +136,7 @@ class Adapter:
             merged = (magnitude / norm).view(-1, 1) * merged
         return merged.to(block.dtype)
 
-    def _load(self, tensor: shards.Tensor) -> torch.Tensor:
+    def _load(self, tensor: shards.Tensor) -> "torch.Tensor":
         """One adapter tensor; those of the module in work are kept, so that row blocks do not read them again."""
         module = _module(tensor.name)
         if self._held and _module(next(iter(self._held))) != module:
@@ -195,11 +198,13 @@ def _module(name: str) -> str:
     return match["module"] if match else name
 
 
-def _read(tensor: shards.Tensor) -> torch.Tensor:
+def _read(tensor: shards.Tensor) -> "torch.Tensor":
+    import torch
+
     with tensor.file.open("rb") as handle:
         handle.seek(tensor.start)
         buffer = bytearray(handle.read(tensor.bytes))
-    return torch.frombuffer(buffer, dtype=_DTYPE[tensor.dtype]).reshape(tensor.shape)
+    return torch.frombuffer(buffer, dtype=getattr(torch, _DTYPE[tensor.dtype])).reshape(tensor.shape)
 
 
 def _unsupported(config: Mapping[str, Any], directory: Path) -> list[Problem]:
@@ -225,6 +230,8 @@ def _unsupported(config: Mapping[str, Any], directory: Path) -> list[Problem]:
 
 
 def _not_finite(tensors: Mapping[str, shards.Tensor]) -> list[Problem]:
+    import torch
+
     problems = []
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPE:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from finetune.config.model import Model
 from finetune.config.training import Method
+
+if TYPE_CHECKING:
+    import torch
 
 _BLOCKSIZE = 64
 """bitsandbytes' block for 4-bit weights; transformers has no key to change it."""
@@ -44,8 +45,9 @@ class RoundTrip:
             "blocksize": _BLOCKSIZE, "from_dtype": self.dtype,
         }  # fmt: skip
 
-    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+    def apply(self, weight: "torch.Tensor") -> "torch.Tensor":
         """Quantise a whole weight as at loading (QLoRA, 2305.14314) and dequantise it; same shape and dtype."""
+        import torch
         from bitsandbytes import functional
 
         packed, state = functional.quantize_4bit(

@@ -10,9 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune import checkpoint, shards
 from finetune.adapter import Adapter, Update
@@ -23,9 +21,12 @@ from finetune.config.training import Method
 from finetune.errors import RecipeError
 from finetune.fourbit import RoundTrip
 
+if TYPE_CHECKING:
+    import torch
+
 Say = Callable[[str], None]
 
-_DTYPE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 BLOCK_BYTES = 32 << 20
 """Bytes of base weights held at once; the float32 working copies are a small multiple of it."""
 _FEWEST_ROWS = 64
@@ -169,8 +170,10 @@ def _merged_blocks(
     adapter: Adapter,
     round_trip: RoundTrip | None,
     block_bytes: int,
-) -> Iterator[torch.Tensor]:
+) -> "Iterator[torch.Tensor]":
     """The shard's tensors in file order, cut into blocks of rows, merged and known to be finite."""
+    import torch
+
     for name, tensor in tensors.items():
         with tensor.file.open("rb") as handle:
             module = name.removesuffix(".weight")
@@ -199,8 +202,10 @@ def _cuts(tensor: shards.Tensor, block_bytes: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _read_rows(handle: BinaryIO, tensor: shards.Tensor, first: int, last: int) -> torch.Tensor:
+def _read_rows(handle: BinaryIO, tensor: shards.Tensor, first: int, last: int) -> "torch.Tensor":
     """Rows [first, last) read into memory of our own: a memory map would count the whole file as resident."""
+    import torch
+
     rows = tensor.shape[0] if tensor.shape else 1
     stride = tensor.bytes // rows if rows else 0
     buffer = bytearray((last - first) * stride)
@@ -209,15 +214,16 @@ def _read_rows(handle: BinaryIO, tensor: shards.Tensor, first: int, last: int) -
     shape = (last - first, *tensor.shape[1:]) if tensor.shape else ()
     if tensor.dtype not in _DTYPE:
         return torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
-    if not buffer:
-        return torch.empty(shape, dtype=_DTYPE[tensor.dtype])
-    return torch.frombuffer(buffer, dtype=_DTYPE[tensor.dtype]).reshape(shape)
+    dtype = getattr(torch, _DTYPE[tensor.dtype])
+    return torch.frombuffer(buffer, dtype=dtype).reshape(shape) if buffer else torch.empty(shape, dtype=dtype)
 
 
 def _write_shard(
-    handle: BinaryIO, tensors: Mapping[str, shards.Tensor], blocks: Iterator[torch.Tensor], progress: "_Progress"
+    handle: BinaryIO, tensors: Mapping[str, shards.Tensor], blocks: "Iterator[torch.Tensor]", progress: "_Progress"
 ) -> dict[str, Any]:
     """Write header and blocks, hashing on the way; returns {sha256, bytes} once the disk has them."""
+    import torch
+
     digest = hashlib.sha256()
     header = shards.header_bytes([(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors.values()])
     digest.update(header)

@@ -11,9 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from finetune.adapter import Adapter
 from finetune.artifacts import Artifact, Stage, clear, write_whole
@@ -29,6 +27,9 @@ from finetune.errors import RecipeError
 from finetune.fourbit import RoundTrip
 from finetune.generate import generate
 from finetune.shards import read_header, shard_names
+
+if TYPE_CHECKING:
+    import torch
 
 Say = Callable[[str], None]
 _LONGEST_ANSWER = 64
@@ -103,8 +104,10 @@ def choose_rows(file: Path, count: int) -> list[Chat]:
     return dealt[:count]
 
 
-def _logits(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+def _logits(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> "torch.Tensor":
     """Logits before each answer token as float32 [len(answer), vocabulary]. One row at a time: no padding."""
+    import torch
+
     ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
@@ -125,6 +128,8 @@ def _compare(
     dtype: str,
 ) -> dict[str, Any]:
     """KL(adapter || merged) and top-1 agreement over every position of every answer."""
+    import torch
+
     kls: list[torch.Tensor] = []
     agreed = 0
     near_ties: list[dict[str, Any]] = []
@@ -165,6 +170,8 @@ def _compare(
 
 def _step(logit: float, dtype: str) -> float:
     """Distance from `logit` to the next number that `dtype` can hold."""
+    import torch
+
     return float(torch.finfo(getattr(torch, dtype)).eps * 2.0 ** math.floor(math.log2(max(abs(logit), 1e-30))))
 
 
@@ -172,6 +179,8 @@ def _greedy_in_float32(
     settings: Config, base: Artifact, adapter: Artifact, prompts: Sequence[Sequence[int]], chat: ChatFormat, device: Any
 ) -> dict[str, Any]:
     """Greedy tokens of adapter and merged weights, all in float32; not measured where float32 does not fit."""
+    import torch
+
     tensors = [tensor for name in shard_names(base.path) for tensor in read_header(base.path / name).values()]
     needed = sum(4 * tensor.bytes // (4 if tensor.dtype == "F32" else 2) for tensor in tensors)
     room = _free_bytes(device)
@@ -211,6 +220,8 @@ def _load_merged(checkpoint: Artifact, model: Model, device: Any) -> Any:
 
 def _free_bytes(device: Any) -> int:
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 

@@ -14,8 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "artifacts", "config"},
-    {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates"},
-    {"base", "ranks", "child", "generate", "loop", "tracking"},
+    {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint"},
+    {"base", "ranks", "child", "generate", "loop", "tracking", "adapter", "fourbit"},
     {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff", "report"},
     {"train", "cli"},
 ]

@@ -19,7 +19,6 @@ from finetune.handoff.publish import link_bundle
 from finetune.train import identity
 from finetune.verify import verify
 
-
 OTHERS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline")
 
 
@@ -42,7 +41,7 @@ def scores_of(main: str, *, low: float) -> dict[str, Any]:
         "name": main, "metric": "rouge_l", "n": 4, "base_zero_shot": 0.1, "base_few_shot": 0.2, "majority": 0.1,
         "linear_baseline": 0.2, "nearest_baseline": 0.2, "tuned": 0.5, "difference": 0.3, "ci95": [low, 0.4],
         "against": "base_few_shot",
-        "differences": dict.fromkeys(OTHERS, {"difference": 0.3, "ci95": [low, 0.4]}),
+        "differences": {key: {"difference": 0.3, "ci95": [low, 0.4]} for key in OTHERS},
     }  # fmt: skip
     general = {"perplexity_base": {"a": 20.0}, "perplexity_tuned": {"a": 20.2}, "change": {"a": 0.01}}
     return {"tasks": [task], "general": general}
