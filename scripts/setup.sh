@@ -58,12 +58,15 @@ PY
 pip install --no-deps --require-hashes -r $venv/build-requirements.txt
 locks=(-r requirements/"$name".txt)
 if [ "$name" = train ]; then locks+=(-r requirements/dev.txt); fi
-pip install --no-deps --require-hashes --no-build-isolation "${locks[@]}"
+pip install --no-compile --no-deps --require-hashes --no-build-isolation "${locks[@]}"
 step "locked packages: ${locks[*]}"
 # torch last: what it needs is there by now, so this brings torch and, from a CUDA index, NVIDIA's own wheels.
 # What exclude.txt leaves out on purpose would be reported as a conflict.
-pip install --no-warn-conflicts torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
+pip install --no-compile --no-warn-conflicts torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 step "torch $($venv/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))')"
+# pip would compile on one core, test suites included; without compiling at all the first commands would be slow.
+$venv/bin/python -m compileall -qq -j 0 -x '/tests?/' $venv/lib || true  # templates that are no Python are passed over
+step "byte code"
 case $name in
     train)
         pip install --no-deps --no-build-isolation --editable .
