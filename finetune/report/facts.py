@@ -59,7 +59,7 @@ def collect(
             "stages": list(recipe["stages"]),
         },
         "verdict": {
-            "passed": status != "fail" and not any(gate["status"] == "fail" for gate in gates),
+            "passed": status == "pass",
             "status": status,
             "accepted_by": accepted_by if status == "accepted" else None,
             "reason": reason if status == "accepted" else None,

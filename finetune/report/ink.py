@@ -5,11 +5,11 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Colours that stand for a CSS custom property of the page: matplotlib writes the left, the page gets the right.
 INK = {
@@ -57,6 +57,8 @@ _STYLE = {
 @contextmanager
 def style() -> Iterator[None]:
     """The drawing rules of the page. A glyph that matplotlib's own font lacks is no matter: the browser draws text."""
+    import matplotlib as mpl
+
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -64,16 +66,20 @@ def style() -> Iterator[None]:
 
 def make_axes(
     width: float, height: float, *, left: float, right: float, top: float, bottom: float
-) -> tuple[Figure, Axes]:
+) -> "tuple[Figure, Axes]":
     """Axes with margins in px. No automatic layout: it would measure text in another font than the reader's."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width / 72, height / 72))
     inner = ((width - left - right) / width, (height - top - bottom) / height)
     axes = figure.add_axes((left / width, bottom / height, *inner))
     return figure, axes
 
 
-def to_svg(figure: Figure, name: str) -> str:
+def to_svg(figure: "Figure", name: str) -> str:
     """The figure as an `<svg>` element whose ids all begin with `name`: the same figure gives the same bytes."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from finetune.report import figures
 from finetune.report.ink import INK, SIZE, SMALL, make_axes, style, to_svg
 from finetune.report.layout import OTHERS
 from finetune.report.strings import words
 from finetune.report.verdict import CLASSIC
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDE, NARROW = 760.0, 340.0
 SHORT = 130  # px for the name of a step
@@ -38,7 +38,7 @@ class Plot:
     narrow: str
 
 
-def draw(name: str, picture: Callable[[float], Figure]) -> Plot:
+def draw(name: str, picture: "Callable[[float], Figure]") -> Plot:
     """Draw `picture(width)` at both widths."""
     with style():
         return Plot(name, to_svg(picture(WIDE), f"{name}-wide"), to_svg(picture(NARROW), f"{name}-narrow"))
@@ -56,7 +56,7 @@ def forest(facts: Facts) -> Plot:
             if task["differences"].get(system) is not None
         ]
 
-    def picture(width: float) -> Figure:
+    def picture(width: float) -> "Figure":
         narrow = width == NARROW
         step = 40 if narrow else 27
         figure, axes = make_axes(
@@ -97,7 +97,7 @@ def scores(facts: Facts) -> Plot:
     """The score of each system on each task, one row a task, from 0 to 1."""
     t = words(facts["language"])
 
-    def picture(width: float) -> Figure:
+    def picture(width: float) -> "Figure":
         narrow = width == NARROW
         tasks = facts["tasks"]
         places = _flow([t["system"][system] for system in (*OTHERS, "tuned")], width)
@@ -131,7 +131,7 @@ def general(facts: Facts, limit: float | None) -> Plot:
     t = words(facts["language"])
     changes = facts["general"]["change"]
 
-    def picture(width: float) -> Figure:
+    def picture(width: float) -> "Figure":
         narrow = width == NARROW
         step = 46 if narrow else 34
         figure, axes = make_axes(
@@ -168,12 +168,14 @@ def general(facts: Facts, limit: float | None) -> Plot:
 
 def curve(facts: Facts, stage: str) -> Plot:
     """Training loss as a line, held-out loss as dots, by optimiser step."""
+    from matplotlib.ticker import MaxNLocator
+
     t = words(facts["language"])["curves"]
     rows = facts["curves"][stage]
     train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     held_out = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
 
-    def picture(width: float) -> Figure:
+    def picture(width: float) -> "Figure":
         # Half the wide page: two stages stand side by side there.
         figure, axes = make_axes(NARROW if width == NARROW else 360, 236, left=44, right=14, top=26, bottom=44)
         axes.grid(axis="y", color=INK["hair"], linewidth=1)
@@ -217,7 +219,7 @@ def flow(facts: Facts) -> Plot:
         dropped[row["step"]] = dropped.get(row["step"], 0) + sum(row["dropped"].values())
     legend = ((t["kept"], "base"), (t["dropped"], "classic"))
 
-    def picture(width: float) -> Figure:
+    def picture(width: float) -> "Figure":
         narrow = width == NARROW
         step = 44 if narrow else 30
         figure, axes = make_axes(width, len(kept) * step + 40, left=4 if narrow else SHORT, right=4 if narrow else 170,
@@ -249,7 +251,7 @@ def timings(facts: Facts) -> Plot:
     """Seconds for each stage as bars."""
     spent = facts["timings"]
 
-    def picture(width: float) -> Figure:
+    def picture(width: float) -> "Figure":
         narrow = width == NARROW
         step = 40 if narrow else 30
         figure, axes = make_axes(width, len(spent) * step + 12, left=4 if narrow else SHORT, right=4 if narrow else 90,
@@ -271,7 +273,7 @@ def timings(facts: Facts) -> Plot:
 
 
 def _say(
-    axes: Axes, x: float, y: float, text: str, *, size: float = SIZE, weight: str = "normal", right: bool = False,
+    axes: "Axes", x: float, y: float, text: str, *, size: float = SIZE, weight: str = "normal", right: bool = False,
     outside: bool = False, colour: str = INK["ink"], wide: bool = False,
 ) -> None:
     """Text at `x` px from the left edge of the axes (from the right edge with `right`), at row `y`."""
@@ -282,13 +284,15 @@ def _say(
     )
 
 
-def _span(axes: Axes, values: Sequence[float]) -> None:
+def _span(axes: "Axes", values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or 0.01
     axes.set_xlim(low - margin, high + margin)
 
 
-def _ticks(axes: Axes, spell: Tick, most: int) -> None:
+def _ticks(axes: "Axes", spell: Tick, most: int) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
 
     def label(value: float, _: int) -> str:
@@ -297,7 +301,7 @@ def _ticks(axes: Axes, spell: Tick, most: int) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(label))
 
 
-def _mark(axes: Axes, x: float, y: float, system: str, **place: Any) -> None:
+def _mark(axes: "Axes", x: float, y: float, system: str, **place: Any) -> None:
     """One system's mark: filled for the tuned model, grey for base and majority, hollow for classic baselines."""
     shape, size, colour, hollow, layer = _MARKS[system]
     axes.plot(
@@ -318,7 +322,7 @@ def _flow(labels: Sequence[str], width: float) -> list[tuple[float, int]]:
     return places
 
 
-def _swatches(figure: Figure, axes: Axes, legend: Sequence[tuple[str, str]], width: float) -> None:
+def _swatches(figure: "Figure", axes: "Axes", legend: Sequence[tuple[str, str]], width: float) -> None:
     height = figure.get_figheight() * 72
     left = axes.get_position().x0 * width
     for place, (label, colour) in enumerate(legend):

@@ -6,18 +6,17 @@ from typing import Any, Literal
 from finetune.report import figures
 from finetune.report.strings import words
 
-Status = Literal["pass", "fail", "accepted"]
+Status = Literal["pass", "unmeasured", "fail", "accepted"]
 CLASSIC = ("linear_baseline", "nearest_baseline")
 
 
 def decide(gates: Sequence[Mapping[str, Any]], accepted_by: str | None) -> Status:
-    """`fail` when a gate failed, `accepted` when somebody signed for that, else `pass`.
-
-    A gate that was not measured does not fail; the verdict says so and the page shows it.
-    """
-    if not any(gate["status"] == "fail" for gate in gates):
-        return "pass"
-    return "accepted" if accepted_by else "fail"
+    """`fail` when a gate failed, `accepted` when somebody signed for that, `unmeasured` when nothing failed but
+    something that was asked for is not known, else `pass`."""
+    states = {gate["status"] for gate in gates}
+    if "fail" in states:
+        return "accepted" if accepted_by else "fail"
+    return "unmeasured" if "not_measured" in states else "pass"
 
 
 def sentence(tasks: Sequence[Mapping[str, Any]], language: str) -> str:

@@ -47,7 +47,7 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
         "language": language,
         "model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "note": "dequantised from Q4_1",
                   "licence": "apache-2.0", "digest": _hash("base files"), "method": "lora", "stages": ["sft", "dpo"]},
-        "verdict": {"passed": gate != "fail", "status": verdict.decide(gates, by), "accepted_by": by, "reason": reason,
+        "verdict": {"passed": gate == "pass", "status": verdict.decide(gates, by), "accepted_by": by, "reason": reason,
                     "sentence": verdict.sentence(tasks, language), "gates": verdict.summary(gates, language)},
         "tasks": tasks,
         "general": general,

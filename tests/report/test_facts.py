@@ -68,7 +68,8 @@ def test_the_verdict_names_a_classic_baseline_that_scores_higher() -> None:
 
 @pytest.mark.parametrize(
     ("statuses", "accepted_by", "expected"),
-    [(["pass", "pass"], None, "pass"), (["pass", "not_measured"], None, "pass"), (["pass", "fail"], None, "fail"),
+    [(["pass", "pass"], None, "pass"), (["pass", "not_measured"], None, "unmeasured"),
+     (["fail", "not_measured"], None, "fail"), (["pass", "fail"], None, "fail"),
      (["fail"], "somebody", "accepted"), (["pass"], "somebody", "pass"), ([], None, "pass")],
 )
 def test_a_failed_gate_forbids_unless_somebody_signs(

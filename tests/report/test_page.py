@@ -199,7 +199,10 @@ def test_an_unmeasured_gate_is_neither_pass_nor_fail(visit: Visit) -> None:
     page = visit(rendered(gate="not_measured"))
     row = page.locator("table.gates tr", has_text="perplexity").inner_text()
     assert row.count("not measured") == 2
-    assert "1 of 3 gates were not measured" in page.locator(".verdict").inner_text()
+    said = page.locator(".verdict").inner_text()
+    assert "1 of 3 gates were not measured" in said
+    assert "Ready" not in said
+    assert violations(page) == []
 
 
 def test_search_and_filter_find_rows(visit: Visit) -> None:
