@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-_TILE = 32_768
-"""Vocabulary entries projected at once, TRL's own choice: bounds the memory of the logits."""
+_ROWS = 256
+"""Positions scored at once: 50 MB of float32 logits at a vocabulary of 49,152."""
 
 _RESHAPED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -34,9 +34,11 @@ def score_supervised_only(model: Any, *, outputs: tuple[str, ...], pairs: bool =
 
     @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
-        plain = set(kwargs) <= {"input_ids", "attention_mask", "use_cache", "return_dict"} and not args
-        if not fused_lm_head or labels is None or not plain:
+        if not fused_lm_head or labels is None:
             return inner(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
+        given = {name for name, value in kwargs.items() if value is not None}  # PEFT passes many a None
+        assert not args, "TRL's trainers pass tensors by name"
+        assert given <= {"input_ids", "attention_mask", "use_cache", "return_dict"}, f"what is {sorted(given)} for?"
         input_ids: torch.Tensor = kwargs["input_ids"]
         attention: torch.Tensor | None = kwargs.get("attention_mask")
         if attention is not None and bool((attention[:, 1:] > attention[:, :-1]).any()):
@@ -52,20 +54,64 @@ def score_supervised_only(model: Any, *, outputs: tuple[str, ...], pairs: bool =
     model.forward = types.MethodType(forward, model)
 
 
+class _LogProbs(torch.autograd.Function):
+    """Log-probability of each row's target, (n,), with the gradient for `hidden` prepared on the way.
+
+    d log p(target) / d hidden = W[target] - softmax @ W depends on a row alone, so it is computed while the logits are
+    at hand: nothing of the vocabulary's width is kept or computed twice. The head is frozen. Half of TRL's kernel's
+    time for a batch of short answers went into doing this again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, extra: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        scores = hidden.new_empty(len(target), dtype=torch.float32)
+        wanted = hidden.requires_grad
+        slopes = torch.empty_like(hidden) if wanted else None
+        for start in range(0, len(target), _ROWS):
+            part = slice(start, start + _ROWS)
+            logits = (hidden[part] @ weight.T).float()
+            top = logits.amax(-1)
+            mine = logits.gather(-1, target[part, None]).squeeze(-1)
+            logits.sub_(top[:, None]).exp_()
+            total = logits.sum(-1)
+            scores[part] = mine - top - total.log()
+            extra["is_top1"][part] = mine == top
+            if "log_sum_sq_probs" in extra:
+                extra["log_sum_sq_probs"][part] = logits.square().sum(-1).log() - 2 * total.log()
+            if slopes is not None:
+                mean = (logits.to(weight.dtype) @ weight).float() / total[:, None]
+                slopes[part] = (weight[target[part]].float() - mean).to(slopes.dtype)
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (slopes,) = ctx.saved_tensors
+        return (gradients[0][:, None] * slopes.float()).to(slopes.dtype), None, None, None
+
+
 def _score(head: Any, hidden: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, outputs: tuple[str, ...]) -> Any:
-    """TRL's own kernel on the supervised positions; `hidden` has one row for each True in `mask`."""
-    from trl.kernels import ChunkedLogProbFunction
+    """TRL's output object; `hidden` has one row for each True in `mask`.
+
+    Entropy and mean logits feed TRL metrics that are not shown here: they are zero, not measured.
+    """
     from trl.trainer.utils import FusedCausalLMOutput
 
-    fields: tuple[Any, ...] = ChunkedLogProbFunction.apply(
-        hidden, head.weight, head.bias, target[mask], 1.0, _TILE, None, 1.0, outputs
-    )
-    spread: list[Any] = [None if x is None else x.new_zeros(mask.shape).masked_scatter(mask, x) for x in fields]
-    log_probs: torch.Tensor = spread[0]
-    entropy, log_sum_sq_probs, mean_logits, is_top1 = spread[1:]
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+    count = hidden.size(0)
+    extra = {"is_top1": torch.zeros(count, dtype=torch.bool)}
+    if "log_sum_sq_probs" in outputs:
+        extra["log_sum_sq_probs"] = torch.zeros(count)
+    log_probs = spread(_LogProbs.apply(hidden, head.weight, target[mask], extra))
+    nothing = torch.zeros(mask.shape)
     return FusedCausalLMOutput(
-        loss=-log_probs.sum() / mask.sum().clamp(min=1), log_probs=log_probs, entropy=entropy,
-        log_sum_sq_probs=log_sum_sq_probs, mean_logits=mean_logits, is_top1=is_top1, label_mask=mask,
+        loss=-log_probs.sum() / mask.sum().clamp(min=1), log_probs=log_probs, entropy=nothing, mean_logits=nothing,
+        label_mask=mask, **{name: spread(values) for name, values in extra.items()},
     )
 
 

@@ -11,7 +11,7 @@ from trl.trainer.utils import add_fused_lm_head
 from finetune.head import score_supervised_only
 from tests import tiny
 
-OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
+OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "is_top1")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,23 @@ def gradients(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[o
     return scored, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def read_lengths(model: torch.nn.Module) -> list[int]:
+    """How many positions each later call puts through the embedding, and how many through the head."""
+    seen: list[int] = []
+    base = model.get_base_model()
+    base.get_input_embeddings().register_forward_hook(lambda _, given, __: seen.append(given[0].numel()))
+    return seen
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_scores_and_gradients_equal_trls_own_head(folder: Path, attention: str) -> None:
     batch = rows([17, 30, 22], [5, 11, 1])
+    with torch.no_grad():
+        probe = adapted(folder, attention, lean=True)(**batch, use_cache=False, fused_lm_head=True)
+    assert not probe.entropy.any(), "TRL's own head answered, so nothing was compared"
     ours, our_gradient = gradients(adapted(folder, attention, lean=True), batch)
     theirs, their_gradient = gradients(adapted(folder, attention, lean=False), batch)
-    for field in ("loss", "log_probs", "entropy", "mean_logits"):
+    for field in ("loss", "log_probs", "log_sum_sq_probs"):
         torch.testing.assert_close(ours[field], theirs[field], atol=2e-6, rtol=1e-5)
     assert torch.equal(ours["is_top1"], theirs["is_top1"])
     assert torch.equal(ours["label_mask"], theirs["label_mask"])
@@ -69,7 +80,10 @@ def test_a_prompt_read_once_scores_both_answers_as_if_read_twice(folder: Path, a
     ids[2, :9] = ids[0, :9]
     labels[0, 9:20] = ids[0, 9:20]
     ids[3, :16] = ids[1, :16]
-    ours, our_gradient = gradients(adapted(folder, attention, lean=True, pairs=True), batch)
+    lean = adapted(folder, attention, lean=True, pairs=True)
+    seen = read_lengths(lean)
+    ours, our_gradient = gradients(lean, batch)
+    assert seen == [2 * 40], "two joined rows of at most 16 + 9 + 15 tokens instead of four of 31"
     theirs, their_gradient = gradients(adapted(folder, attention, lean=False), batch)
     torch.testing.assert_close(ours["log_probs"], theirs["log_probs"], atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(our_gradient, their_gradient, atol=1e-6, rtol=1e-4)
