@@ -23,7 +23,7 @@ _ARCHITECTURE = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 _BAKED = "{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}\n"
 
 
-def write_small_files(base: Path, model: Path, *, dtypes: set[str], default_mode: str) -> None:
+def write_small_files(base: Path, model: Path, *, dtypes: set[str], default_mode: str | None) -> None:
     """Write everything but the weights into `model`. Deterministic: same base, same bytes."""
     config = model_config(read_json(base / "config.json"), dtypes=dtypes)
     tokenizer = tokenizer_config(read_json(base / "tokenizer_config.json"), config)
@@ -61,12 +61,13 @@ def model_config(base: Mapping[str, Any], *, dtypes: set[str]) -> dict[str, Any]
 
 
 def generation_config(
-    base: Mapping[str, Any], config: Mapping[str, Any], eos_of_turn: int | None, *, default_mode: str
+    base: Mapping[str, Any], config: Mapping[str, Any], eos_of_turn: int | None, *, default_mode: str | None
 ) -> dict[str, Any]:
     """Defaults of a server that is asked without sampling parameters.
 
     Plain mode answers greedily, as it was scored; vLLM ignores do_sample, so temperature 0.0 stands there too.
-    Thinking mode keeps the base's sampling (greedy thinking loops). Every id that may end an answer is listed.
+    Thinking mode, or none given, keeps the base's sampling (greedy thinking loops). Every id that may end an answer is
+    listed.
     """
     ends: list[int] = [] if eos_of_turn is None else [eos_of_turn]
     for source in (base.get("eos_token_id"), config.get("eos_token_id")):
@@ -78,10 +79,10 @@ def generation_config(
         value = base.get(key, config.get(key))
         if value is not None:
             found[key] = value
-    if default_mode == "plain":
+    if default_mode == "plain" or not base.get("do_sample"):
         return {**found, "do_sample": False, "temperature": 0.0}
     sampling = {key: base[key] for key in ("top_p", "top_k", "min_p", "repetition_penalty") if key in base}
-    return {**found, "do_sample": True, "temperature": base.get("temperature") or 0.6, **sampling}
+    return {**found, "do_sample": True, "temperature": base.get("temperature") or 1.0, **sampling}
 
 
 def tokenizer_config(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def read_template(directory: Path) -> str:
     )  # fmt: skip
 
 
-def bake_mode(template: str, default_mode: str) -> str:
+def bake_mode(template: str, default_mode: str | None) -> str:
     """The template whose rendering without `enable_thinking` is the default mode; asked explicitly nothing changes.
 
     Qwen3's own template thinks unless told not to, which a model tuned on plain answers was never trained for.

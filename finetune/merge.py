@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune import checkpoint, shards
 from finetune.adapter import Adapter, Update
-from finetune.artifacts import Artifact, Stage, canonical_json, clear, hash_file, sync_directory, write_whole
+from finetune.artifacts import (
+    MANIFEST,
+    Artifact,
+    Stage,
+    canonical_json,
+    clear,
+    hash_file,
+    read,
+    sync_directory,
+    write_whole,
+)
 from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Method
@@ -62,10 +72,12 @@ def merge_adapter(
     *,
     say: Say = print,
     round_trip: RoundTrip | None = None,
-    default_mode: str = "plain",
+    default_mode: str | None = None,
 ) -> dict[str, Any]:
     """Merge any supported PEFT adapter into its base: `finetune merge --base --adapter --out`.
 
+    An adapter that a training stage of ours published says itself which modules were 4-bit and which mode it answers
+    in; for others both stay as the base has them unless they are given.
     Publishes `out_dir` with one rename; killed before that, the same command goes on. Raises RecipeError when `out_dir`
     exists, when base and adapter do not fit each other, or when a number is not finite.
     """
@@ -74,6 +86,9 @@ def merge_adapter(
             "--out", str(out_dir), "it exists, and what was merged before is never reused or overwritten in silence",
             "remove it or name another folder",
         )  # fmt: skip
+    recorded = _recorded(adapter_dir)
+    round_trip = round_trip or (RoundTrip.of(*recorded) if recorded else None)
+    default_mode = default_mode or (recorded[2].default_mode if recorded else None)
     partial = out_dir.with_name(out_dir.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     identity = canonical_json(
@@ -95,7 +110,7 @@ def write_merged(
     *,
     identity: str,
     round_trip: RoundTrip | None = None,
-    default_mode: str = "plain",
+    default_mode: str | None = None,
     say: Say = print,
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
@@ -278,6 +293,15 @@ def _check_round_trip(trip: RoundTrip, source: Mapping[str, Mapping[str, shards.
             str(adapter_dir), missing[:5], "modules that were 4-bit in training are not in the base",
             "give the base that this adapter was trained on",
         )  # fmt: skip
+
+
+def _recorded(adapter_dir: Path) -> tuple[Mapping[str, Any], Method, Model] | None:
+    """What the manifest of a training stage says of this adapter; None for adapters from elsewhere."""
+    if not (adapter_dir / MANIFEST).is_file():
+        return None
+    manifest = read(adapter_dir).manifest
+    config = manifest["config"]
+    return manifest["facts"], Method.model_validate(config["method"]), Model.model_validate(config["model"])
 
 
 def _fingerprint(directory: Path) -> dict[str, str]:

@@ -60,6 +60,10 @@ def run(
     merged_dir = checkpoint.file("model")
     chat, served = ChatFormat.read(base.path), ChatFormat.read(merged_dir)
     rows = choose_rows(prepared.file("test.jsonl"), settings.score.parity_prompts)
+    if not rows:
+        raise RecipeError.one(
+            "tasks", None, "there is no test row to hold adapter and merged model against", "keep some rows for test"
+        )
     prompts = [chat.prompt_ids(row.prompt, row.mode, row.tools) for row in rows]
     for row, prompt in zip(rows, prompts, strict=True):
         if served.prompt_ids(row.prompt, row.mode, row.tools) != prompt:

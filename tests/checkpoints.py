@@ -21,6 +21,16 @@ TEMPLATE = """{%- for message in messages %}
 {%- endif %}"""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 VOCABULARY = 320
+
+MODEL = {
+    "name": "tests/tiny", "key": "tiny", "licence": "apache-2.0", "modes": ["plain", "think"],
+    "architecture": {
+        "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320,
+        "tie_word_embeddings": False, "max_position_embeddings": 256,
+    },
+}  # fmt: skip
+"""Section `model` of a recipe for the checkpoints made here (kind qwen3)."""
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -7,7 +7,7 @@ import jinja2
 import jinja2.meta
 import pytest
 import torch
-from checkpoints import TEMPLATE, make_adapter, make_base, weights
+from checkpoints import MODEL, TEMPLATE, make_adapter, make_base, weights
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -281,7 +281,7 @@ def test_the_merged_directory_holds_what_a_server_loads_and_nothing_else(tmp_pat
     (base / "README.md").write_text("of the base")
     (base / "training_args.bin").write_text("x")
     adapter = make_adapter(base, tmp_path / "adapter")
-    merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet, default_mode="plain")
     model = tmp_path / "out/model"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model", "merge.json"}
     assert {path.name for path in model.iterdir()} == {
@@ -297,6 +297,27 @@ def test_the_merged_directory_holds_what_a_server_loads_and_nothing_else(tmp_pat
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
     assert config["dtype"] == "bfloat16"
     assert AutoTokenizer.from_pretrained(model).eos_token_id == 2
+
+
+def test_an_adapter_from_elsewhere_keeps_the_template_and_the_sampling_of_its_base(tmp_path):
+    base = make_base(tmp_path / "base")
+    merge.merge_adapter(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "out", say=quiet)
+    assert (tmp_path / "out/model/chat_template.jinja").read_text() == TEMPLATE
+    generation = json.loads((tmp_path / "out/model/generation_config.json").read_text())
+    assert (generation["do_sample"], generation["temperature"], generation["top_p"]) == (True, 0.6, 0.95)
+
+
+def test_an_adapter_of_our_own_says_itself_what_was_4_bit_and_which_mode_it_answers_in(tmp_path):
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    module = "model.layers.0.mlp.up_proj"
+    config = {"model": MODEL, "method": {"name": "qlora", "bnb": {"bnb_4bit_quant_type": "nf4"}}}
+    (adapter / "manifest.json").write_text(json.dumps({"config": config, "facts": {"quantised_modules": [module]}}))
+    summary = merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    assert summary["round_trip"]["modules"] == [module]
+    assert (summary["round_trip"]["quant_type"], summary["round_trip"]["double_quant"]) == ("nf4", False)
+    template = (tmp_path / "out/model/chat_template.jinja").read_text()
+    assert template == bake_mode(TEMPLATE, "plain") != TEMPLATE
 
 
 def test_the_merged_model_loads_without_a_missing_or_unexpected_tensor(tmp_path):

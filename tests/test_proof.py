@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from checkpoints import make_adapter, make_base
+from checkpoints import MODEL, make_adapter, make_base
 
 from finetune import merge, proof
 from finetune.artifacts import Artifact, hash_file
@@ -12,14 +12,6 @@ from finetune.config.machine import Machine
 from finetune.errors import RecipeError
 
 MACHINE = Machine(name="test", device="cpu", threads=1)
-MODEL = {
-    "name": "tests/tiny", "key": "tiny", "licence": "apache-2.0", "modes": ["plain", "think"],
-    "architecture": {
-        "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320,
-        "tie_word_embeddings": False, "max_position_embeddings": 256,
-    },
-}  # fmt: skip
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 SILENT = {"say": lambda _: None}
 
@@ -114,6 +106,18 @@ def test_a_checkpoint_whose_template_makes_other_prompts_is_refused(tmp_path, co
     template.write_text(template.read_text().replace("<think>\\n\\n</think>", "<think></think>"))
     with pytest.raises(RecipeError, match="another prompt"):
         prove(tmp_path, config, base, adapter, checkpoint)
+
+
+def test_no_test_rows_is_an_error_and_not_a_perfect_score(tmp_path, config):
+    base = artifact(make_base(tmp_path / "base"), "base")
+    adapter = artifact(make_adapter(base.path, tmp_path / "adapter"), "sft")
+    checkpoint = merge_into(tmp_path / "merged", config, base, adapter)
+    prepared = write_prepared(tmp_path / "prepared", rows=1)
+    (tmp_path / "prepared/test.jsonl").write_text("")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(RecipeError, match="no test row"):
+        proof.run(config, out=tmp_path / "out", base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint,
+                  machine=MACHINE, **SILENT)  # fmt: skip
 
 
 def test_every_task_is_asked_however_few_prompts(tmp_path):
