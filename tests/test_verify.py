@@ -28,7 +28,8 @@ def good(request, tmp_path_factory) -> Path:
     kind, tied, shards = request.param
     folder = tmp_path_factory.mktemp("good")
     base = make_base(folder / "base", kind=kind, tied=tied, shards=shards)
-    merge.merge_adapter(base, make_adapter(base, folder / "adapter"), folder / "out", say=quiet)
+    mode = "plain" if shards == 1 else None
+    merge.merge_adapter(base, make_adapter(base, folder / "adapter"), folder / "out", say=quiet, default_mode=mode)
     return folder / "out/model"
 
 
@@ -46,7 +47,7 @@ def test_the_embedded_models_give_no_alarm_about_weights_or_text(smollm2, tiny_q
 def original(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("original")
     base = make_base(folder / "base")
-    merge.merge_adapter(base, make_adapter(base, folder / "adapter"), folder / "out", say=quiet)
+    merge.merge_adapter(base, make_adapter(base, folder / "adapter"), folder / "out", say=quiet, default_mode="plain")
     return folder / "out/model"
 
 
