@@ -143,3 +143,13 @@ def used_columns(name: str, source: Source, settings: Any) -> tuple[list[str], l
     conditions = {*source.where, *(column for task in tasks for column in task.where)}
     needed = content | conditions | set(names_in([source.id, source.group]))
     return sorted(content), sorted(needed)
+
+
+def compared_columns(name: str, settings: Any) -> list[str]:
+    """The columns in which near duplicates are looked for: what is read, not what is answered.
+
+    Equal labels would make short, different texts look alike (a work order for the bucket and one for the steps).
+    """
+    uses = [*settings.text, *settings.general.values(), *([settings.replay] if settings.replay else [])]
+    prompts = [task.prompt for task in settings.tasks.values() if task.source == name]
+    return names_in([*prompts, *(use.template for use in uses if use.source == name)])

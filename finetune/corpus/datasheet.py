@@ -54,7 +54,7 @@ def collect(
         "max_length": limit,
         "lengths": {side: histogram(values, limit) for side, values in lengths.items()},
         "ledger": ledger.entries,
-        "drops": [{"step": step, "reason": reason, "rows": n} for (step, reason), n in sorted(reasons.items())],
+        "drops": [{"step": step, "reason": reason, "rows": n} for (step, reason), n in reasons.items()],
         "reject_examples": examples,
     }
 

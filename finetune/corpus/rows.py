@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.config.data import Source
 from finetune.corpus import clean, dedup, redact
-from finetune.corpus.build import Item, fill, name_items, unmet, used_columns
+from finetune.corpus.build import Item, compared_columns, fill, name_items, unmet, used_columns
 from finetune.corpus.ledger import Reject
 from finetune.corpus.read import capped, read_sources
 from finetune.corpus.settings import Items, Job
@@ -19,6 +19,7 @@ def read(job: Job, data_root: Path, workers: int) -> Items:
     columns = {name: used_columns(name, source, job.settings) for name, source in job.settings.sources.items()}
     used = {name: source for name, source in job.settings.sources.items() if columns[name][0]}
     job.content = {name: columns[name][0] for name in used}
+    job.compared = {name: compared_columns(name, job.settings) for name in used}
     rows = read_sources(used, data_root, {name: columns[name][1] for name in used}, workers)
     items: Items = {}
     problems: list[Problem] = []
@@ -91,19 +92,24 @@ def redact_personal(job: Job, items: Items) -> Items:
 def drop_duplicates(job: Job, items: Items) -> Items:
     settings = job.settings.prepare.dedup
     if settings.exact:
-        items = {
-            name: _without(job, name, found, "exact duplicates", dedup.find_exact) for name, found in items.items()
-        }
+        for name in items:
+            items[name] = _without(job, name, items[name], "exact duplicates", job.content[name], dedup.find_exact)
     if settings.near is not None:
         find_near = partial(dedup.find_near, threshold=settings.near)
-        items = {name: _without(job, name, found, "near duplicates", find_near) for name, found in items.items()}
+        for name in items:
+            items[name] = _without(job, name, items[name], "near duplicates", job.compared[name], find_near)
     return items
 
 
 def _without(
-    job: Job, name: str, found: list[Item], step: str, find: Callable[[list[str]], list[dedup.Duplicate]]
+    job: Job,
+    name: str,
+    found: list[Item],
+    step: str,
+    columns: list[str],
+    find: Callable[[list[str]], list[dedup.Duplicate]],
 ) -> list[Item]:
-    texts = ["\n".join(_content(job, item)) for item in found]
+    texts = ["\n".join(item.columns[column] for column in columns) for item in found]
     twins = {twin.dropped: twin for twin in find(texts)}
     reason = step.removesuffix("s")
     rejects = [

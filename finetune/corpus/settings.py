@@ -43,5 +43,7 @@ class Job:
     ledger: Ledger = field(default_factory=Ledger)
     content: dict[str, list[str]] = field(default_factory=dict)
     """Source -> the columns whose text ends up in records."""
+    compared: dict[str, list[str]] = field(default_factory=dict)
+    """Source -> the columns in which near duplicates are looked for."""
     personal: Counter[str] = field(default_factory=Counter)
     clusters: list[dict[str, Any]] = field(default_factory=list)

@@ -1,5 +1,8 @@
 """Steps from rows to the three sides: tasks, split, caps, general text, decontamination, the cross-split check."""
 
+from collections.abc import Set
+from functools import partial
+
 from finetune.config.data import Task, TextUse
 from finetune.corpus import dedup
 from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, fill, names_in, unmet
@@ -80,22 +83,23 @@ def take_sides(job: Job, sides: Sides, general: list[dict[str, str]]) -> tuple[S
     n = job.settings.prepare.decontaminate.ngram
     index = None if n is None else EvaluationIndex(n)
     taken: Sides = {name: {} for name in sides}
+    labels = {
+        name: find_labels([example for found in dealt.values() for example in found], job.settings.tasks[name])
+        for name, dealt in sides.items()
+    }
     for side in reversed(SIDES):
         for name, dealt in sides.items():
             task = job.settings.tasks[name]
             found = dealt[side]
             if index is not None and side != "test":
-
-                def judge(example: Example, task: Task = task, index: EvaluationIndex = index) -> Reject | None:
-                    return leak_reject(example, index.find(*_values(task, example.item)))
-
+                judge = partial(_judge_leak, index=index, task=task, labels=labels[name])
                 found = job.ledger.keep("decontaminate", f"{name}/{side}", found, judge)
             most = {"train": task.train_rows, "valid": task.valid_rows, "test": task.test_rows}[side]
             taken[name][side] = _cap(job, name, side, found, most)
         if index is not None and side != "train":
             for name, dealt in taken.items():
                 for example in dealt[side]:
-                    index.add(example.chat.id, *_values(job.settings.tasks[name], example.item))
+                    index.add(example.chat.id, *_values(job.settings.tasks[name], example.item, labels[name]))
     if index is not None:
         for row in general:
             index.add(row["id"], [row["text"]])
@@ -151,15 +155,28 @@ def take_text(job: Job, label: str, use: TextUse, found: list[Item], sides: tupl
     return job.ledger.keep("text", label, found, judge)
 
 
+def _judge_leak(example: Example, index: EvaluationIndex, task: Task, labels: Set[str]) -> Reject | None:
+    return leak_reject(example, index.find(*_values(task, example.item, labels)))
+
+
 def leak_reject(found: Example | Item, hit: tuple[str, str] | None) -> Reject | None:
     return found.reject("decontaminate", "shared with an evaluation row", f"{hit[0]}: {hit[1]}") if hit else None
 
 
-def _values(task: Task, item: Item) -> tuple[list[str], list[str]]:
-    """(values of prompt and answer columns, values of prompt columns): what is compared across the split."""
+def find_labels(examples: list[Example], task: Task) -> set[str]:
+    """Answer values that more than one group gives: labels. Sharing one is what a task is about, not a leak."""
+    groups: dict[str, set[str]] = {}
+    for example in examples:
+        for name in names_in(answer_templates(task)):
+            groups.setdefault(example.item.columns[name], set()).add(example.item.group)
+    return {value for value, found in groups.items() if len(found) > 1}
+
+
+def _values(task: Task, item: Item, labels: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
+    """(values of prompt and answer columns without labels, values of prompt columns): what is compared across sides."""
     prompt = [item.columns[name] for name in names_in([task.prompt])]
     answer = [item.columns[name] for name in names_in(answer_templates(task))]
-    return [*prompt, *answer], prompt
+    return [*prompt, *(value for value in answer if value not in labels)], prompt
 
 
 def check(job: Job, sides: Sides) -> None:
