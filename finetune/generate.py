@@ -83,6 +83,18 @@ def generate(
     return [answers[row] for row in range(len(prompts))]
 
 
+def fold_adapter(model: Any) -> None:
+    """Add the adapter to the weights in memory, by PEFT's own rule: the very weights that MERGE writes to disk.
+
+    Decoding through a float32 adapter costs twice the CPU time (SmolLM2-135M, r 16: 65 against 130 tokens a second). A 4-bit base is left as it
+    is, because its weights cannot hold the sum. Afterwards the base cannot be had back exactly: ask it before.
+    """
+    from finetune.base import quantised_modules
+
+    if not quantised_modules(model):
+        model.merge_adapter()
+
+
 class Kept:
     """Answers written as they come, one line a batch, so that a killed stage goes on where it was.
 

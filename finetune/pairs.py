@@ -19,7 +19,7 @@ from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Dpo, Method, Pairs
 from finetune.corpus.records import Chat, Preference
-from finetune.generate import Kept, generate
+from finetune.generate import Kept, fold_adapter, generate
 from finetune.score.metrics import NotOneObjectError, read_object, score
 
 _BATCH_TOKENS = 4096
@@ -162,6 +162,7 @@ def _sample(
         return []
     set_threads(machine)
     model = load_adapter(load_base(base, settings.model, settings.method, device=device_of(machine)), adapter)
+    fold_adapter(model)
     each = settings.dpo.pairs.samples
     prompts = [chat.prompt_ids(row.prompt, row.mode, row.tools) for row in rows for _ in range(each)]
     ids = generate(

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Artifact, canonical_json, hash_file, walk
 from finetune.config.load import load
+from finetune.config.recipe import Recipe
 from finetune.corpus.records import Chat
 
 COLOURS = ["red", "green", "blue", "black"]
@@ -73,7 +75,7 @@ def make_random_adapter(model: Path, path: Path) -> Artifact:
 
 def sections(**changes: Any) -> dict[str, Any]:
     """The sections that scoring reads, with the tiny model in float32; `changes` replaces keys of section score."""
-    recipe = load(["recipe=maintenance", "model=tiny_qwen3"])
+    recipe = _recipe()
     task = {"source": "notes", "prompt": "{text}", "max_new_tokens": 6}
     fields = {"colour": "{colour}", "thing": "{thing}"}
     return {
@@ -86,3 +88,8 @@ def sections(**changes: Any) -> dict[str, Any]:
         "model": recipe.model.model_copy(update={"dtype": "float32"}).model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
     }
+
+
+@cache
+def _recipe() -> Recipe:
+    return load(["recipe=maintenance", "model=tiny_qwen3"])

@@ -64,6 +64,7 @@ def test_the_models_own_worse_answers_are_rejected_for_gold_and_ready_ones_are_j
     assert facts["origins"]["on_policy"] == len(own) > 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_after_a_kill_too(inputs: dict[str, Any], tmp_path: Path) -> None:
     class KilledError(BaseException):
         pass

@@ -5,7 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from finetune.config.section import Section
 from finetune.config.training import Method
 from finetune.corpus.records import Chat
 from finetune.errors import RecipeError
-from finetune.generate import Kept, generate
+from finetune.generate import Kept, fold_adapter, generate
 from finetune.score import baselines, general, prompts
 from finetune.score.metrics import NotOneObjectError, json_details, read_object, score
 from finetune.score.statistics import mean, paired_difference
 
-MODELS = ("base_zero_shot", "base_few_shot", "tuned")
 SYSTEMS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline", "tuned")
 AGAINST = ("base_zero_shot", "base_few_shot", "majority")
 """The headline difference is taken to the best of these; the classic baselines stand beside it with their own."""
@@ -75,14 +74,20 @@ def run(
         model = load_adapter(
             load_base(base, settings.model, settings.method, device=device_of(machine)), adapter
         )
-    for system in MODELS:
-        kept = Kept(out / f".answers-{system}.jsonl")
-        with _timed(timings, system), _as(system, model):
-            for task, rows in rows_of.items():
-                say(f"score: {system}, {task}, {len(rows)} prompts")
-                scored[task, system] = _ask(system, task, rows, train, settings, model, chat, kept, say)
+    windows = _general_windows(prepared, settings, chat)
+    losses: dict[str, dict[str, list[float]]] = {}
+    # One model in memory is both systems: first the base, its adapter switched off, then the two added up.
+    with model.disable_adapter():
+        for system in ("base_zero_shot", "base_few_shot"):
+            with _timed(timings, system):
+                scored |= _ask_all(system, rows_of, train, settings, model, chat, out, say)
+        with _timed(timings, "general"):
+            losses["base"] = _read_general("base", windows, model, out, say)
+    fold_adapter(model)
+    with _timed(timings, "tuned"):
+        scored |= _ask_all("tuned", rows_of, train, settings, model, chat, out, say)
     with _timed(timings, "general"):
-        forgetting = _forgetting(prepared, settings, model, chat, out, say)
+        losses["tuned"] = _read_general("tuned", windows, model, out, say)
     with _timed(timings, "baselines"):
         for task, rows in rows_of.items():
             own = [row for row in train if row.task == task]
@@ -96,7 +101,11 @@ def run(
         tasks = [_summarise(task, rows, scored, settings) for task, rows in rows_of.items()]
     result = {
         "tasks": tasks,
-        "general": forgetting,
+        "general": {
+            **general.summarise(losses["base"], losses["tuned"]),
+            "tokens": {kind: sum(map(len, cut)) for kind, cut in windows.items()},
+            "window": general.WINDOW,
+        },
         "prompting": {
             "template_sha256": _sha256(chat.template),
             "decoding": "greedy",
@@ -115,6 +124,23 @@ def run(
 STAGE = Stage("score", 1, run)
 
 
+def _ask_all(
+    system: str,
+    rows_of: Mapping[str, Sequence[Chat]],
+    train: Sequence[Chat],
+    settings: Config,
+    model: Any,
+    chat: ChatFormat,
+    out: Path,
+    say: Callable[[str], None],
+) -> dict[tuple[str, str], Scored]:
+    kept = Kept(out / f".answers-{system}.jsonl")
+    return {
+        (task, system): _ask(system, task, rows, train, settings, model, chat, kept, say)
+        for task, rows in rows_of.items()
+    }
+
+
 def _ask(
     system: str,
     task: str,
@@ -130,6 +156,7 @@ def _ask(
     for row in rows:
         shots = _shots(train, task, row.mode, settings) if system == "base_few_shot" else []
         asked.append(chat.prompt_text(prompts.with_shots(row, shots), row.mode, row.tools))
+    say(f"score: {system}, {task}, {len(rows)} prompts")
     longest = settings.tasks[task].max_new_tokens
     made = generate(
         model, [chat.encode(text) for text in asked], max_new_tokens=longest, stop_ids=chat.stop_ids,
@@ -158,9 +185,7 @@ def _classic(train: Sequence[Chat], rows: Sequence[Chat], task: Task, seed: int)
     }
 
 
-def _forgetting(
-    prepared: Artifact, settings: Config, model: Any, chat: ChatFormat, out: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
+def _general_windows(prepared: Artifact, settings: Config, chat: ChatFormat) -> dict[str, list[list[int]]]:
     texts: dict[str, list[str]] = {}
     for line in prepared.file("general.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -169,18 +194,21 @@ def _forgetting(
         kind: general.cut_windows(those, chat.encode, chat.eos_id, tokens=settings.score.general_tokens)
         for kind, those in sorted(texts.items())
     }
-    windows = {kind: those for kind, those in windows.items() if those}
-    losses: dict[str, dict[str, list[float]]] = {"base": {}, "tuned": {}}
-    for system, those in losses.items():
-        for kind, cut in windows.items():
-            file = out / f".general-{system}-{_sha256(kind)[:16]}.json"
-            if not file.exists():
-                say(f"score: perplexity of {kind} text, {system}, {len(cut)} windows")
-                with _as(system, model):
-                    write_whole(file, json.dumps(general.negative_log_likelihood(model, cut)))
-            those[kind] = json.loads(file.read_text(encoding="utf-8"))
-    tokens = {kind: sum(map(len, cut)) for kind, cut in windows.items()}
-    return {**general.summarise(losses["base"], losses["tuned"]), "tokens": tokens, "window": general.WINDOW}
+    return {kind: cut for kind, cut in windows.items() if cut}
+
+
+def _read_general(
+    system: str, windows: Mapping[str, list[list[int]]], model: Any, out: Path, say: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Kind -> mean nats of each window; read back where a killed attempt already measured it."""
+    losses = {}
+    for kind, cut in windows.items():
+        file = out / f".general-{system}-{_sha256(kind)[:16]}.json"
+        if not file.exists():
+            say(f"score: perplexity of {kind} text, {system}, {len(cut)} windows")
+            write_whole(file, json.dumps(general.negative_log_likelihood(model, cut)))
+        losses[kind] = json.loads(file.read_text(encoding="utf-8"))
+    return losses
 
 
 def _summarise(
@@ -282,11 +310,6 @@ def _check_gold(task: str, row: Chat) -> None:
             f"tasks.{task}.metric", "json_exact", f"the gold answer of row {row.id} is no JSON object ({error})",
             "give the task `answer_json`, or choose another metric",
         ) from error
-
-
-def _as(system: str, model: Any) -> AbstractContextManager[Any]:
-    """One model in memory is both systems: the base is the tuned model with its adapter switched off."""
-    return nullcontext() if system == "tuned" else model.disable_adapter()
 
 
 @contextmanager

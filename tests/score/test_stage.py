@@ -1,12 +1,12 @@
 """Stage SCORE on a tiny random model: what is asked, what is written, and what a kill changes (nothing)."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from handmade import chats, make_prepared, sections
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.artifacts import Artifact, walk
@@ -21,7 +21,6 @@ from finetune.score.prompts import answer_text, choose_shots, with_shots
 from finetune.score.stage import SYSTEMS
 
 MACHINE = Machine(name="test", device="cpu", threads=1)
-Run = Callable[..., Path]
 
 
 def score(out: Path, base: Artifact, prepared: Artifact, adapter: Artifact, **changes: Any) -> dict[str, Any]:
@@ -75,6 +74,7 @@ def test_every_system_answers_every_row_once_in_the_order_of_the_test_file(score
             assert ids == [row for row in expected if row.startswith(name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [1, 3, 6])
 def test_a_killed_scoring_goes_on_to_the_same_bytes(
     kill_after: int, scored: Path, base: Artifact, prepared: Artifact, adapter: Artifact, tmp_path: Path
@@ -120,6 +120,23 @@ def test_the_base_answers_as_if_no_adapter_had_been_loaded(
     assert given == {row.id: answer_text(chat, ids, "plain") for row, ids in zip(rows, alone, strict=True)}
     tuned = {line["id"]: line["answer"] for line in own if line["system"] == "tuned"}
     assert tuned != given
+
+
+def test_the_tuned_model_answers_as_peft_does_through_the_adapter(
+    scored: Path, base: Artifact, adapter: Artifact
+) -> None:
+    import torch
+
+    chat = ChatFormat.read(base.path)
+    plain = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(plain, adapter.path)
+    own = {line["id"]: line["answer"] for line in answers(scored) if line["system"] == "tuned"}
+    for row in chats("test", 12)[:8]:
+        ids = torch.tensor([chat.prompt_ids(row.prompt)])
+        made = model.generate(
+            input_ids=ids, max_new_tokens=6, do_sample=False, eos_token_id=list(chat.stop_ids), pad_token_id=chat.pad_id
+        )
+        assert own[row.id] == answer_text(chat, made[0, ids.shape[1] :].tolist(), "plain")
 
 
 def test_an_adapter_that_is_switched_off_changes_no_logit(base: Artifact, adapter: Artifact) -> None:
