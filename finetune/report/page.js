@@ -79,7 +79,7 @@
     const prompt = find(".prompt");
     if (row.prompt.length > LONG_PROMPT) {
       const details = document.createElement("details"), summary = document.createElement("summary");
-      summary.textContent = `${row.prompt.slice(0, LONG_PROMPT - 60).trimEnd()} …`;
+      summary.textContent = `${row.prompt.slice(0, LONG_PROMPT - 60).replace(/\s+[^\s]{0,20}$/, "")}\u00a0…`;
       details.append(summary, row.prompt);
       prompt.append(details);
     } else prompt.textContent = row.prompt;
