@@ -287,7 +287,8 @@ def test_a_long_answer_that_only_a_test_row_has_is_a_leak_in_training(corpus: An
         if tested["id"] == f"action/{row['order']}":
             row["action"] = answer
     machine = next(f"x{i}" for i in range(99) if side_of(f"x{i}", 0, Split()) == "train")
-    rows.append({**rows[0], "order": "leak", "machine": machine, "text": f"copied: {answer}, says the file"})
+    copied = f"copied: {answer}, says the file"
+    rows.append({"order": "leak", "machine": machine, "text": copied, "action": "copy"})
     corpus.write_rows("orders.jsonl", rows)
     (reject,) = [row for row in corpus.prepare().lines("rejects.jsonl") if row["step"] == "decontaminate"]
     assert reject["id"] == "action/leak"
