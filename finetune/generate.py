@@ -69,8 +69,15 @@ def generate(
             suffixes = [prompts[row][shared_tokens:] for row in rows]
             streams = [_stream(seed, row) for row in rows] if temperature > 0 else None
             new = _decode_batch(
-                model, suffixes, shared=shared, shared_tokens=shared_tokens, max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids, pad_id=pad_id, temperature=temperature, streams=streams,
+                model,
+                suffixes,
+                shared=shared,
+                shared_tokens=shared_tokens,
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                pad_id=pad_id,
+                temperature=temperature,
+                streams=streams,
             )
             batch = dict(zip(rows, new, strict=True))
             answers.update(batch)
@@ -86,8 +93,9 @@ def generate(
 def fold_adapter(model: Any) -> None:
     """Add the adapter to the weights in memory, by PEFT's own rule: the very weights that MERGE writes to disk.
 
-    Decoding through a float32 adapter costs twice the CPU time (SmolLM2-135M, r 16: 65 against 130 tokens a second). A 4-bit base is left as it
-    is, because its weights cannot hold the sum. Afterwards the base cannot be had back exactly: ask it before.
+    Decoding through a float32 adapter costs about twice the CPU time (SmolLM2-135M, r 16, all linear layers,
+    32 rows). A 4-bit base is left as it is, because its weights cannot hold the sum.
+    Afterwards the base cannot be had back exactly: ask it before.
     """
     from finetune.base import quantised_modules
 
@@ -183,8 +191,13 @@ def _decode_batch(
     width = longest
     while True:
         logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1, shared_prefix=shared,
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            shared_prefix=shared,
         ).logits[:, -1]
         chosen = _choose(logits, temperature, [streams[row] for row in running] if streams is not None else None)
         going = []
@@ -234,8 +247,13 @@ def _read_shared(model: Any, opening: Sequence[int]) -> Shared:
     causal = torch.ones(len(opening), len(opening), dtype=torch.bool, device=model.device).tril()[None, None]
     positions = torch.arange(len(opening), device=model.device)[None]
     model(
-        input_ids=ids, attention_mask=causal, position_ids=positions, past_key_values=cache, use_cache=True,
-        logits_to_keep=1, shared_prefix=None,
+        input_ids=ids,
+        attention_mask=causal,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        shared_prefix=None,
     )
     return [(keys[0], values[0]) for keys, values in cache.stored]
 
@@ -256,10 +274,12 @@ class _Slab:
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         if layer_idx == len(self.stored):
             batch, heads, _tokens, size = key_states.shape
-            self.stored.append((
-                key_states.new_empty(batch, heads, self.capacity, size),
-                value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1]),
-            ))
+            self.stored.append(
+                (
+                    key_states.new_empty(batch, heads, self.capacity, size),
+                    value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1]),
+                )
+            )
             self.used.append(0)
         keys, values = self.stored[layer_idx]
         begin, end = self.used[layer_idx], self.used[layer_idx] + key_states.shape[2]

@@ -166,9 +166,16 @@ def _sample(
     each = settings.dpo.pairs.samples
     prompts = [chat.prompt_ids(row.prompt, row.mode, row.tools) for row in rows for _ in range(each)]
     ids = generate(
-        model, prompts, max_new_tokens=settings.tasks[rows[0].task].max_new_tokens, stop_ids=chat.stop_ids,
-        pad_id=chat.pad_id, batch_tokens=_BATCH_TOKENS, temperature=settings.dpo.pairs.temperature,
-        seed=settings.seed, done=kept.of("samples"), on_batch=lambda batch: kept.add("samples", batch),
+        model,
+        prompts,
+        max_new_tokens=settings.tasks[rows[0].task].max_new_tokens,
+        stop_ids=chat.stop_ids,
+        pad_id=chat.pad_id,
+        batch_tokens=_BATCH_TOKENS,
+        temperature=settings.dpo.pairs.temperature,
+        seed=settings.seed,
+        done=kept.of("samples"),
+        on_batch=lambda batch: kept.add("samples", batch),
         say=lambda line: say(f"pairs: {line}"),
     )
     texts = [chat.decode(answer).strip() for answer in ids]

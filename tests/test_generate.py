@@ -17,8 +17,15 @@ from transformers import (
 from finetune.generate import Kept, common_prefix, generate, plan_batches
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 300, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "initializer_range": 0.2,
+    "vocab_size": 300,
+    "hidden_size": 96,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
 }
 
 
@@ -44,10 +51,14 @@ def by_transformers(model: Any, prompt: list[int], new: int, stop: list[int]) ->
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False,
-            eos_token_id=stop, pad_token_id=0,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=stop,
+            pad_token_id=0,
         )
-    return out[0, len(prompt):].tolist()
+    return out[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])

@@ -71,9 +71,7 @@ def run(
     timings: dict[str, float] = {}
     scored: dict[tuple[str, str], Scored] = {}
     with _timed(timings, "load"):
-        model = load_adapter(
-            load_base(base, settings.model, settings.method, device=device_of(machine)), adapter
-        )
+        model = load_adapter(load_base(base, settings.model, settings.method, device=device_of(machine)), adapter)
     windows = _general_windows(prepared, settings, chat)
     losses: dict[str, dict[str, list[float]]] = {}
     # One model in memory is both systems: first the base, its adapter switched off, then the two added up.
@@ -159,9 +157,16 @@ def _ask(
     say(f"score: {system}, {task}, {len(rows)} prompts")
     longest = settings.tasks[task].max_new_tokens
     made = generate(
-        model, [chat.encode(text) for text in asked], max_new_tokens=longest, stop_ids=chat.stop_ids,
-        pad_id=chat.pad_id, batch_tokens=settings.score.batch_tokens, seed=settings.seed, done=kept.of(task),
-        on_batch=lambda batch: kept.add(task, batch), say=lambda line: say(f"score: {system}, {task}: {line}"),
+        model,
+        [chat.encode(text) for text in asked],
+        max_new_tokens=longest,
+        stop_ids=chat.stop_ids,
+        pad_id=chat.pad_id,
+        batch_tokens=settings.score.batch_tokens,
+        seed=settings.seed,
+        done=kept.of(task),
+        on_batch=lambda batch: kept.add(task, batch),
+        say=lambda line: say(f"score: {system}, {task}: {line}"),
     )
     answers = [prompts.answer_text(chat, ids, row.mode) for ids, row in zip(made, rows, strict=True)]
     finished = [ids[-1] in chat.stop_ids for ids in made]
@@ -219,8 +224,11 @@ def _summarise(
     groups = [row.group for row in rows]
     differences = {
         system: paired_difference(
-            scored[task, "tuned"].scores, scored[task, system].scores, groups,
-            resamples=settings.score.resamples, seed=settings.seed,
+            scored[task, "tuned"].scores,
+            scored[task, system].scores,
+            groups,
+            resamples=settings.score.resamples,
+            seed=settings.seed,
         )
         for system in present
         if system != "tuned"
@@ -293,7 +301,9 @@ def _by_task(rows: Iterator[Chat], settings: Config) -> dict[str, list[Chat]]:
     for name, those in found.items():
         if not those:
             raise RecipeError.one(
-                f"tasks.{name}", None, "no row of it is left in the test split, so it cannot be scored",
+                f"tasks.{name}",
+                None,
+                "no row of it is left in the test split, so it cannot be scored",
                 "raise prepare.split.test, loosen its filters, or take the task out",
             )
         if settings.tasks[name].metric == "json_exact":
@@ -307,7 +317,9 @@ def _check_gold(task: str, row: Chat) -> None:
         read_object(row.answer)
     except NotOneObjectError as error:
         raise RecipeError.one(
-            f"tasks.{task}.metric", "json_exact", f"the gold answer of row {row.id} is no JSON object ({error})",
+            f"tasks.{task}.metric",
+            "json_exact",
+            f"the gold answer of row {row.id} is no JSON object ({error})",
             "give the task `answer_json`, or choose another metric",
         ) from error
 

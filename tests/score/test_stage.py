@@ -195,7 +195,7 @@ def test_a_task_without_test_rows_and_a_gold_answer_that_is_no_json_are_told(
     with pytest.raises(RecipeError, match=r"tasks\.thing: no row of it is left"):
         score(tmp_path / "out", base, made, adapter)
     lines = "".join(f"{row.to_json()}\n" for row in chats("test", 12))
-    (broken / "test.jsonl").write_text(lines.replace('{\\"colour\\"', '{colour', 1))
+    (broken / "test.jsonl").write_text(lines.replace('{\\"colour\\"', "{colour", 1))
     with pytest.raises(RecipeError, match="no JSON object"):
         score(tmp_path / "out", base, made, adapter)
 
