@@ -64,7 +64,7 @@ def build(unpacked: dict[str, Path], out: Path) -> list[Shipped]:
             "finance/line_items.csv", "edgartools", LINKAGES, len(items),
             "how companies word a line of a statement, and the tag they filed it under; of a wording filed under "
             "several tags the most common; abstract and held-out tags left out; `words` as above, `family` their first "
-            f"{FAMILY_WORDS}",
+            f"{FAMILY_WORDS}, `overlap` the share of words that wording and tag have in common (Dice)",
         ),
         Shipped(
             "finance/statement_lines.md", "edgartools", TAGS, len(lines),
@@ -96,6 +96,7 @@ def _line_items(path: Path) -> list[dict[str, str]]:
             "tag": tag,
             "words": " ".join(_words(tag)),
             "family": " ".join(_words(tag)[:FAMILY_WORDS]),
+            "overlap": f"{_overlap(spelled[label], ' '.join(_words(tag))):.2f}",
         }
         for index, (tag, statement, label) in enumerate(
             sorted((tag, statement, label) for (statement, label), (_, tag) in best.items()), start=1
@@ -114,6 +115,12 @@ def _spelling(content: dict[str, list[dict[str, dict[str, dict[str, str]]]]]) ->
 
 def _words(tag: str) -> list[str]:
     return re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+|\d+", tag)
+
+
+def _overlap(one: str, other: str) -> float:
+    """Dice coefficient of the words: 1.0 where copying the wording would already give the tag."""
+    words = [set(re.findall(r"[a-z0-9]+", text.lower())) for text in (one, other)]
+    return 2 * len(words[0] & words[1]) / (len(words[0]) + len(words[1]))
 
 
 def _spaced(name: str) -> str:
