@@ -13,18 +13,6 @@ from finetune.head import score_supervised_only
 from finetune.loop import Run, is_first
 from finetune.resume import Layout
 
-_OWNED = {
-    "output_dir": "work", "max_steps": "max_steps", "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "batch_size", "gradient_accumulation_steps": "batch_size", "seed": "seed",
-    "data_seed": "seed", "save_steps": "save_steps", "eval_steps": "eval_steps", "logging_steps": "log_steps",
-    "max_length": "max_length", "deepspeed": "machine.deepspeed", "use_cpu": "machine.device",
-    "gradient_checkpointing": "machine.gradient_checkpointing", "save_strategy": "save_steps",
-    "eval_strategy": "eval_steps", "logging_strategy": "log_steps", "report_to": "tracking.wandb",
-    "train_sampling_strategy": "batch_size", "dataset_kwargs": "sources", "remove_unused_columns": "sources",
-    "bf16": "model.dtype", "fp16": "model.dtype", "packing": "packing",
-}
-
-
 def layout_of(machine: Machine, batch_size: int, name: str) -> Layout:
     """Spread a step's rows over processes, devices and accumulation; RecipeError where they do not divide."""
     world = machine.processes
@@ -51,16 +39,9 @@ def build(
     """TRL's config object of class `kind` (SFTConfig or DPOConfig): the recipe's `trl` keys plus what we own."""
     import trl
 
-    taken = sorted(set(training.trl) & set(_OWNED))
-    if taken:
-        raise RecipeError.one(
-            f"{run.name}.trl.{taken[0]}", training.trl[taken[0]], "this key is set by the toolkit",
-            f"set {_OWNED[taken[0]]} of the recipe instead",
-        )
     on_cpu = device.type == "cpu"
     checkpointing = machine.gradient_checkpointing
     keys: dict[str, Any] = {
-        **training.trl,
         "output_dir": str(run.work),
         "max_steps": run.steps,
         "per_device_train_batch_size": run.layout.per_device,
@@ -83,9 +64,10 @@ def build(
         "disable_tqdm": not (sys.stderr.isatty() and is_first()),
         "deepspeed": machine.deepspeed if machine.layout == "zero3" else None,
     }
-    keys.pop("num_train_epochs", None)
+    theirs = {key: value for key, value in training.trl.items() if key != "num_train_epochs"}
+    assert not set(keys) & set(theirs), f"checks.py refuses {sorted(set(keys) & set(theirs))}"
     try:
-        made = getattr(trl, kind)(**keys)
+        made = getattr(trl, kind)(**theirs, **keys)
     except (TypeError, ValueError) as error:
         raise RecipeError.one(
             f"{run.name}.trl", training.trl, f"trl.{kind} refuses it ({error})", f"see the fields of trl.{kind}"

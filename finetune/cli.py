@@ -92,7 +92,7 @@ def _prepare(options: argparse.Namespace) -> int:
     recipe = ready(options.words, options.config_dir)
     prepared = build(
         prepare.STAGE,
-        identity(recipe, prepare),
+        identity(recipe, prepare.Config),
         root=Path(recipe.work),
         inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, Path(recipe.data_root))},
     )

@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from finetune.artifacts import Artifact, Stage  # noqa: E402
 from finetune.config import Recipe, load  # noqa: E402
+from finetune.config.section import Section  # noqa: E402
 from finetune.errors import RecipeError  # noqa: E402
 from finetune.ranks import build_first, build_in_child, build_together, is_first, world  # noqa: E402
 
@@ -44,20 +45,29 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
     def child(module: Any, live: dict[str, Any], **inputs: Artifact) -> Artifact:
         stage: Stage = module.STAGE
         done[stage.name] = build_in_child(
-            stage, module.__name__, identity(recipe, module), root=work, inputs=inputs, say=say, live=live
+            stage, module.__name__, identity(recipe, module.Config), root=work, inputs=inputs, say=say, live=live
         )
         return done[stage.name]
 
     documents = find_documents(recipe.sources, Path(recipe.data_root))
     prepared = done["prepare"] = build_first(
-        prepare.STAGE, identity(recipe, prepare), root=work, inputs={"base": base, "documents": documents}, say=say
+        prepare.STAGE,
+        identity(recipe, prepare.Config),
+        root=work,
+        inputs={"base": base, "documents": documents},
+        say=say,
     )
     adapter: Artifact | None = None
     with Tracker.open(recipe, work) as tracker:
         tracker.follow(prepared)
         for name in recipe.stages:
             inputs = {"base": base, "prepared": prepared}
-            stage, module = {"cpt": (sft.CPT_STAGE, sft), "sft": (sft.SFT_STAGE, sft), "dpo": (dpo.STAGE, dpo)}[name]
+            training: dict[str, tuple[Stage, type[Section]]] = {
+                "cpt": (sft.CPT_STAGE, sft.CptConfig),
+                "sft": (sft.SFT_STAGE, sft.Config),
+                "dpo": (dpo.STAGE, dpo.Config),
+            }
+            stage, config = training[name]
             if name == "dpo":
                 assert adapter is not None, "checks.py asks for sft before dpo"
                 inputs |= {"adapter": adapter}
@@ -66,7 +76,7 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
                 inputs |= {"start": adapter}
             adapter = done[name] = build_together(
                 stage,
-                identity(recipe, module),
+                identity(recipe, config),
                 root=work,
                 inputs=inputs,
                 say=say,
@@ -101,15 +111,15 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
     return link_bundle(bundle, work)
 
 
-def identity(recipe: Recipe, module: Any) -> dict[str, Any]:
-    """The part of the recipe that changes this stage's result, and nothing else: `Config` of the stage's module.
+def identity(recipe: Recipe, config: type[Section]) -> dict[str, Any]:
+    """The part of the recipe that changes a stage's result, and nothing else: the `Config` of the stage's module.
 
     Weights are known by the digest of the `base` input, so where they lie does not matter.
     """
-    fields = {name: getattr(recipe, name) for name in module.Config.model_fields}
+    fields = {name: getattr(recipe, name) for name in config.model_fields}
     if "model" in fields:
         fields["model"] = recipe.model.model_copy(update={"path": None})
-    plain: dict[str, Any] = module.Config(**fields).model_dump(mode="json")
+    plain: dict[str, Any] = config(**fields).model_dump(mode="json")
     return plain
 
 

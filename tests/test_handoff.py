@@ -117,7 +117,7 @@ def hand_over(made: SimpleNamespace, out: Path, *, low: float = 0.1, **changes: 
         stages["scores"] = Artifact(folder, stages["scores"].manifest)
     recipe = made.recipe.model_copy(update=changes)
     facts = {**made.facts, "config": recipe.model_dump(mode="json")}
-    handoff.run(identity(recipe, handoff), out=out, run_facts=facts, say=quiet, **stages)
+    handoff.run(identity(recipe, handoff.Config), out=out, run_facts=facts, say=quiet, **stages)
     return out / "bundle"
 
 
