@@ -13,6 +13,7 @@ from finetune.head import score_supervised_only
 from finetune.loop import Run, is_first
 from finetune.resume import Layout
 
+
 def layout_of(machine: Machine, batch_size: int, name: str) -> Layout:
     """Spread a step's rows over processes, devices and accumulation; RecipeError where they do not divide."""
     world = machine.processes
