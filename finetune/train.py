@@ -43,71 +43,48 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
     done: dict[str, Artifact] = {}
 
     def child(module: Any, live: dict[str, Any], **inputs: Artifact) -> Artifact:
-        stage: Stage = module.STAGE
-        done[stage.name] = build_in_child(
-            stage, module.__name__, identity(recipe, module.Config), root=work, inputs=inputs, say=say, live=live
-        )
-        return done[stage.name]
+        config = identity(recipe, module.Config)
+        made = build_in_child(module.STAGE, module.__name__, config, root=work, inputs=inputs, say=say, live=live)
+        done[made.stage] = made
+        return made
 
-    documents = find_documents(recipe.sources, Path(recipe.data_root))
-    prepared = done["prepare"] = build_first(
-        prepare.STAGE,
-        identity(recipe, prepare.Config),
-        root=work,
-        inputs={"base": base, "documents": documents},
-        say=say,
-    )
+    inputs = {"base": base, "documents": find_documents(recipe.sources, Path(recipe.data_root))}
+    config = identity(recipe, prepare.Config)
+    prepared = done["prepare"] = build_first(prepare.STAGE, config, root=work, inputs=inputs, say=say)
+    training: dict[str, tuple[Stage, type[Section]]] = {
+        "cpt": (sft.CPT_STAGE, sft.CptConfig),
+        "sft": (sft.SFT_STAGE, sft.Config),
+        "dpo": (dpo.STAGE, dpo.Config),
+    }
     adapter: Artifact | None = None
     with Tracker.open(recipe, work) as tracker:
         tracker.follow(prepared)
+        live: dict[str, Any] = {"machine": recipe.machine, "tracker": tracker, "say": say}
         for name in recipe.stages:
             inputs = {"base": base, "prepared": prepared}
-            training: dict[str, tuple[Stage, type[Section]]] = {
-                "cpt": (sft.CPT_STAGE, sft.CptConfig),
-                "sft": (sft.SFT_STAGE, sft.Config),
-                "dpo": (dpo.STAGE, dpo.Config),
-            }
-            stage, config = training[name]
             if name == "dpo":
-                assert adapter is not None, "checks.py asks for sft before dpo"
-                inputs |= {"adapter": adapter}
-                inputs |= {"preferences": child(pairs, {"machine": machine}, **inputs)}
+                assert adapter is not None, "checks asks for sft before dpo"
+                inputs["adapter"] = adapter
+                inputs["preferences"] = child(pairs, {"machine": machine}, **inputs)
             elif adapter is not None:
-                inputs |= {"start": adapter}
-            adapter = done[name] = build_together(
-                stage,
-                identity(recipe, config),
-                root=work,
-                inputs=inputs,
-                say=say,
-                machine=recipe.machine,
-                tracker=tracker,
-            )
+                inputs["start"] = adapter
+            stage, fields = training[name]
+            adapter = done[name] = build_together(stage, identity(recipe, fields), root=work, inputs=inputs, **live)
             tracker.follow(adapter)
-        assert adapter is not None, "checks.py asks for at least one training stage"
+        assert adapter is not None, "checks asks for at least one training stage"
         if not is_first():
             return work / "bundle"
         scores = child(score, {"machine": machine}, base=base, prepared=prepared, adapter=adapter)
-        checkpoint = child(merge, {}, base=base, adapter=adapter)
-        parity = child(
-            proof, {"machine": machine}, base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint
-        )
+        merged = child(merge, {}, base=base, adapter=adapter)
+        inputs = {"base": base, "prepared": prepared, "adapter": adapter, "checkpoint": merged}
+        parity = child(proof, {"machine": machine}, **inputs)
         tracker.follow(scores, parity)
         facts = {
             "timings": {name: artifact.manifest["seconds"] for name, artifact in done.items()},
             "adapters": {name: str(done[name].path) for name in recipe.stages},
             "config": recipe.model_dump(mode="json"),
         }
-        bundle = child(
-            handoff,
-            {"run_facts": facts},
-            base=base,
-            prepared=prepared,
-            adapter=adapter,
-            scores=scores,
-            checkpoint=checkpoint,
-            proof=parity,
-        )
+        bundle = child(handoff, {"run_facts": facts}, **inputs, scores=scores, proof=parity)
     return link_bundle(bundle, work)
 
 
