@@ -163,13 +163,14 @@ def load_base(
     }
     if method is not None and method.bnb is not None:
         options["quantization_config"] = _quantisation(method.bnb, wanted)
-        options["device_map"] = {"": device}
+        if not _zero3_is_on():  # it places every parameter itself
+            options["device_map"] = {"": device}
     loaded = AutoModelForCausalLM.from_pretrained(base.path, **options)
     # The adapter's config and the reports name the model, not a folder of this machine.
     loaded.name_or_path = loaded.config._name_or_path = model.name
     _keep_4bit_layout(loaded)
     loaded.requires_grad_(False)
-    if "device_map" not in options and not _is_partitioned(loaded):
+    if "device_map" not in options and not _zero3_is_on():
         loaded.to(device)
     return loaded.eval()
 
@@ -211,8 +212,10 @@ def _modules_4bit(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _is_partitioned(model: Any) -> bool:
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+def _zero3_is_on() -> bool:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return bool(is_deepspeed_zero3_enabled())
 
 
 def new_adapter(model: "PreTrainedModel", method: Method, *, seed: int, in_float32: bool = True) -> "PeftModel":
