@@ -5,7 +5,10 @@
 
 import hashlib
 import json
+import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,12 +129,29 @@ def set_threads(machine: Machine) -> int:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _hush(machine)
     import torch
 
     local = max(1, machine.processes // machine.nodes)
     threads = machine.threads or max(1, len(os.sched_getaffinity(0)) // local)
     torch.set_num_threads(threads)
     return threads
+
+
+def _hush(machine: Machine) -> None:
+    """Keep libraries from saying what is known and harmless: a reader must not learn to skip over warnings."""
+    if machine.device != "cuda":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
+    # TRL and PEFT use a key that transformers has renamed; it works until version 6.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    # An optional kernel package that is fetched from a hub; the built-in one is used.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # temperature=0.0 beside do_sample=false is on purpose: vLLM samples without it.
+    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 def device_of(machine: Machine) -> "torch.device":

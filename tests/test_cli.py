@@ -1,0 +1,89 @@
+"""What a user types and reads: exit codes, one message, no traceback, nothing lost."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.train import split_config_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    merged = {**os.environ, **environment}
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False, env=merged)
+
+
+@pytest.mark.parametrize("entry", [["-m", "finetune.cli", "train"], [str(ROOT / "finetune/train.py")]])
+def test_a_users_mistake_is_one_message_exit_code_2_and_no_traceback(entry: list[str]) -> None:
+    result = run(*entry, "recipe=legal", "model=smollm2_135m", "sft.batch_sise=8")
+    assert result.returncode == 2
+    assert "did you mean batch_size?" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    result = run("-m", "finetune.cli", "plan", "recipe=legal", "stages=[dpo,sft]", "dpo.trl.betta=1", "score.shots=4")
+    assert result.returncode == 2
+    assert "stages" in result.stderr
+    assert "betta" in result.stderr
+
+
+def test_without_a_gpu_the_main_job_shows_the_plan_and_what_to_type_instead(tmp_path: Path) -> None:
+    began = time.monotonic()
+    launcher = ["-m", "accelerate.commands.launch", str(ROOT / "finetune/train.py")]
+    result = run(*launcher, "recipe=legal", f"work={tmp_path / 'w'}", HF_HOME=str(tmp_path / "hub"))
+    assert result.returncode != 0
+    assert "model=smollm2_135m" in result.stdout + result.stderr
+    assert "GiB" in result.stdout
+    ours = result.stderr.partition("Traceback")[0]
+    assert not re.search(r"finetune/\w+\.py", result.stderr.replace(ours, "").replace("finetune/train.py", ""))
+    assert not list((tmp_path / "hub").rglob("*.safetensors"))
+    assert time.monotonic() - began < 60, "the promise is 10 s on a quiet machine"
+
+
+def test_a_work_folder_that_cannot_be_written_is_told_before_anything_starts() -> None:
+    result = run("-m", "finetune.cli", "train", "recipe=maintenance", "model=smollm2_135m", "work=/proc/finetune")
+    assert result.returncode == 2
+    assert "work=/proc/finetune" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_broken_document_is_told_with_its_line_and_nothing_made_is_lost(tmp_path: Path) -> None:
+    data = tmp_path / "legal"
+    data.mkdir()
+    for file in (ROOT / "data/legal").iterdir():
+        (data / file.name).write_bytes(file.read_bytes())
+    rules = (data / "coded_rules.jsonl").read_text().splitlines()
+    rules[4] = rules[4][:-10]
+    (data / "coded_rules.jsonl").write_text("\n".join(rules))
+    words = ["recipe=legal", "model=smollm2_135m", f"data_root={data}", f"work={tmp_path / 'work'}"]
+    for source in ("speeches", "countries", "replay"):
+        name = "replay_speeches" if source == "replay" else source
+        words.append(f"sources.{source}.path={ROOT}/data/general/{name}.jsonl")
+    result = run("-m", "finetune.cli", "prepare", *words)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "coded_rules.jsonl:5" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_verify_of_a_folder_that_is_no_checkpoint_is_an_answer(tmp_path: Path) -> None:
+    result = run("-m", "finetune.cli", "verify", str(tmp_path))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_help_names_every_subcommand() -> None:
+    result = run("-m", "finetune.cli", "--help")
+    assert result.returncode == 0
+    assert all(word in result.stdout for word in ("train", "plan", "prepare", "config", "merge", "verify"))
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "mine", "a=1"], ["a=1", "--config-dir=mine"]])
+def test_config_dir_is_taken_out_of_the_words(words: list[str]) -> None:
+    assert split_config_dir(words) == (Path("mine"), ["a=1"])
