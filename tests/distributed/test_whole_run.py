@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
     "recipe=maintenance", "model=tiny_qwen3", "machine=cpu_zero3x2", "tasks.fields.train_rows=24",
-    "tasks.fields.valid_rows=4", "tasks.fields.test_rows=8", "tasks.fields.max_new_tokens=6", "tasks.place.train_rows=8",
+    "tasks.fields.valid_rows=4", "tasks.fields.test_rows=8", "tasks.fields.max_new_tokens=6",
+    "tasks.place.train_rows=8",
     "tasks.place.valid_rows=2", "tasks.place.test_rows=4", "tasks.place.max_new_tokens=4", "dpo.pairs.prompts=6",
     "score.general_tokens=512", "score.parity_prompts=2", "score.resamples=1000", "handoff.accepted_by=tests",
     "handoff.reason='random weights'",
