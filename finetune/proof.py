@@ -1,8 +1,12 @@
 """Stage PROOF: the merged model answers as the adapter does.
 
-Two measurements. In the number format that is served: the adapter on the base it was trained on (4-bit where it was)
-against the merged checkpoint, teacher-forced over the adapter's own answers. In float32, where rounding no longer hides
-or excuses anything: adapter and merged weights must give the same greedy tokens.
+All of it teacher-forced over the adapter's own answers. In float32 arithmetic, where nothing but the weights can
+differ: adapter against the published weights (KL, top-1), and exactly equal greedy tokens before the published weights
+were rounded. In the number format that is served: the adapter on the base it was trained on (4-bit where it was)
+against the published checkpoint, and beside it the adapter against itself under another attention kernel, which is
+what rounding alone does. On SmolLM2 in bfloat16 that floor is 1.9e-3 nats where the weights differ by 2.0e-4: a limit
+of 1e-3 can only be held to float32. Where float32 does not fit, the served figures stand in its place and
+`arithmetic` says so.
 """
 
 import gc
@@ -52,7 +56,7 @@ def run(
     config: Mapping[str, Any], *, out: Path, base: Artifact, prepared: Artifact, adapter: Artifact,
     checkpoint: Artifact, machine: Machine, say: Say = print,
 ) -> dict[str, Any]:
-    """Write parity.json: {kl_mean, kl_max, top1, n_positions, n_prompts, near_ties, greedy_equal_float32, ...}."""
+    """Write parity.json: {kl_mean, kl_max, top1, arithmetic, served_kl_mean, rounding_kl_mean, ...}."""
     settings = Config.model_validate(config)
     clear(out)
     set_threads(machine)
@@ -78,23 +82,31 @@ def run(
         model, prompts, max_new_tokens=_LONGEST_ANSWER, stop_ids=chat.stop_ids, pad_id=chat.pad_id,
         batch_tokens=settings.score.batch_tokens,
     )  # fmt: skip
+    ids = [row.id for row in rows]
     scratch = out / ".adapter_logits"
     _store_logits(model, prompts, answers, scratch)
+    other = "eager" if settings.model.attn_implementation == "sdpa" else "sdpa"
+    model.get_base_model().set_attn_implementation(other)
+    rounding = _compare(model, prompts, answers, scratch, ids, settings.model.dtype)
     del model
     gc.collect()
 
     say("proof: the merged model reads the same answers")
     merged = _load_merged(checkpoint, settings.model, device)
-    found = _compare(merged, prompts, answers, scratch, [row.id for row in rows], settings.model.dtype)
+    found = _compare(merged, prompts, answers, scratch, ids, settings.model.dtype)
     del merged
     gc.collect()
-    scratch.unlink()
+    found |= {f"served_{name}": found[name] for name in ("kl_mean", "kl_max", "top1")}
+    found |= {"rounding_kl_mean": rounding["kl_mean"], "rounding_top1": rounding["top1"]}
+    found |= {"dtype": settings.model.dtype, "arithmetic": settings.model.dtype}
+    found |= {"quantised_base": bool(adapter.facts.get("quantised_modules"))}
 
-    say("proof: greedy answers in float32")
-    found |= {"dtype": settings.model.dtype, "quantised_base": bool(adapter.facts.get("quantised_modules"))}
-    found |= _greedy_in_float32(settings, base, adapter, prompts[:_FLOAT32_PROMPTS], chat, device)
+    say("proof: the same in float32 arithmetic")
+    found |= _in_float32(settings, base, adapter, checkpoint, prompts, answers, ids, scratch, chat, device)
+    scratch.unlink()
     write_whole(out / "parity.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return {key: found[key] for key in ("kl_mean", "kl_max", "top1", "n_positions", "greedy_equal_float32")}
+    shown = ("kl_mean", "kl_max", "top1", "n_positions", "served_kl_mean", "rounding_kl_mean", "greedy_equal_float32")
+    return {key: found[key] for key in shown}
 
 
 def choose_rows(file: Path, count: int) -> list[Chat]:
@@ -179,10 +191,11 @@ def _step(logit: float, dtype: str) -> float:
     return float(torch.finfo(getattr(torch, dtype)).eps * 2.0 ** math.floor(math.log2(max(abs(logit), 1e-30))))
 
 
-def _greedy_in_float32(
-    settings: Config, base: Artifact, adapter: Artifact, prompts: Sequence[Sequence[int]], chat: ChatFormat, device: Any
+def _in_float32(
+    settings: Config, base: Artifact, adapter: Artifact, checkpoint: Artifact, prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]], ids: Sequence[str], scratch: Path, chat: ChatFormat, device: Any,
 ) -> dict[str, Any]:
-    """Greedy tokens of adapter and merged weights, all in float32; not measured where float32 does not fit."""
+    """Greedy tokens of adapter and exact merge, then logits of adapter and published weights; {..: None} if too big."""
     import torch
 
     tensors = [tensor for name in shard_names(base.path) for tensor in read_header(base.path / name).values()]
@@ -201,19 +214,38 @@ def _greedy_in_float32(
         weight = plain.get_submodule(module).weight
         weight.data = trip.apply(weight.data) if trip else weight.data
     adapted = load_adapter(plain, adapter)
-    before = generate(adapted, prompts, **ask)
+    few = prompts[:_FLOAT32_PROMPTS]
+    before = generate(adapted, few, **ask)
+    _store_logits(adapted, prompts, answers, scratch)
     plain = adapted.unload()
     own = Adapter.read(adapter.path)
+    targets = own.plan({tensor.name: tensor for tensor in tensors})
     with torch.no_grad():
-        for target, update in own.plan({tensor.name: tensor for tensor in tensors}).items():
+        for target, update in targets.items():
             weight = plain.get_parameter(target)
             weight.copy_(own.apply(update, weight.cpu(), 0, weight.shape[0]))
-    after = generate(plain, prompts, **ask)
-    return {
+    after = generate(plain, few, **ask)
+    _copy_published(plain, checkpoint.file("model"))
+    return _compare(plain, prompts, answers, scratch, ids, "float32") | {
+        "arithmetic": "float32",
         "greedy_equal_float32": before == after,
-        "greedy_float32_prompts": len(prompts),
+        "greedy_float32_prompts": len(few),
         "greedy_float32_tokens": sum(map(len, before)),
     }
+
+
+def _copy_published(model: Any, directory: Path) -> None:
+    """Overwrite every weight by the published one."""
+    import torch
+    from safetensors import safe_open
+
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for shard in shard_names(directory):
+            with safe_open(directory / shard, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    weights.pop(name).copy_(file.get_tensor(name))
+    assert not weights, f"published without {sorted(weights)[:3]}"
 
 
 def _load_merged(checkpoint: Artifact, model: Model, device: Any) -> Any:
@@ -232,4 +264,4 @@ def _free_bytes(device: Any) -> int:
     return int(psutil.virtual_memory().available)
 
 
-STAGE = Stage("proof", 1, run)
+STAGE = Stage("proof", 2, run)

@@ -66,10 +66,12 @@ def gate(name: str, value: float | None) -> str:
     return "0" if value == 0 else _GATES.get(name, small)(value)
 
 
-def parity(name: str, value: float | list[object]) -> str:
+def parity(name: str, value: float | str | list[object]) -> str:
     """A number of parity.json: divergences may be tiny, agreement is a share, of lists the length counts."""
     if isinstance(value, list):
         return count(len(value))
-    if name.startswith("kl"):
+    if isinstance(value, str):
+        return value
+    if "kl_" in name:
         return small(value)
     return percent(value, 2) if name == "top1" else count(int(value))
