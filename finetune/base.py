@@ -189,10 +189,17 @@ def load_base(
     # The adapter's config and the reports name the model, not a folder of this machine.
     loaded.name_or_path = loaded.config._name_or_path = model.name
     _keep_4bit_layout(loaded)
+    loaded.get_output_embeddings().register_forward_pre_hook(_make_contiguous)
     loaded.requires_grad_(False)
     if "device_map" not in options and not _zero3_is_on():
         loaded.to(device)
     return loaded.eval()
+
+
+def _make_contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """With `logits_to_keep` the head gets a strided slice, for which torch 2.13 copies a bfloat16 weight once a row on
+    CPU: 68 rows took 3.9 GB and 6 s where a contiguous copy takes 0.02 s."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def _quantisation(bnb: dict[str, Any], dtype: Any) -> Any:

@@ -120,3 +120,12 @@ def test_generating_before_training_leaves_4_bit_gradients_as_they_were(base: Ar
         return torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None])
 
     assert torch.equal(gradients(generate=False), gradients(generate=True))
+
+
+def test_the_head_never_sees_a_strided_slice(base: Artifact) -> None:
+    model = load_base(base, model_at(base.path), None, device=torch.device("cpu"))
+    seen: list[torch.Tensor] = []
+    model.get_output_embeddings().register_forward_hook(lambda head, inputs, output: seen.append(inputs[0]))
+    model(input_ids=torch.arange(12).reshape(3, 4), logits_to_keep=1)
+    assert [tensor.shape[1] for tensor in seen] == [1]
+    assert all(tensor.is_contiguous() for tensor in seen)
