@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ the main job over several GPUs: accelerate launch finetune/train.py recipe=legal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `finetune plan ... | head` is no error
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -3,8 +3,8 @@
 import itertools
 
 import pytest
-from finetune.checks import check
 
+from finetune.checks import check
 from finetune.config import choices, load
 
 GRID = list(itertools.product(*(sorted(choices(group)) for group in ("recipe", "model", "method", "machine"))))
