@@ -96,7 +96,7 @@ def _prepare(options: argparse.Namespace) -> int:
         prepare.STAGE,
         identity(recipe, prepare.Config),
         root=Path(recipe.work),
-        inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, Path(recipe.data_root))},
+        inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, recipe.documents)},
     )
     print(f"prepared: {prepared.path}\ndatasheet: {prepared.file('datasheet.html')}")
     return 0

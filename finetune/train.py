@@ -48,7 +48,7 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
         done[made.stage] = made
         return made
 
-    inputs = {"base": base, "documents": find_documents(recipe.sources, Path(recipe.data_root))}
+    inputs = {"base": base, "documents": find_documents(recipe.sources, recipe.documents)}
     config = identity(recipe, prepare.Config)
     prepared = done["prepare"] = build_first(prepare.STAGE, config, root=work, inputs=inputs, say=say)
     training: dict[str, tuple[Stage, type[Section]]] = {

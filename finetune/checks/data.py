@@ -15,7 +15,7 @@ _TABLES = ("csv", "tsv", "jsonl", "json", "obo")
 
 
 def check_folders(recipe: Recipe) -> Iterator[Problem]:
-    root, work = Path(recipe.data_root), Path(recipe.work)
+    root, work = recipe.documents, Path(recipe.work)
     local = any(source.path is not None for source in recipe.sources.values())
     if not root.is_dir():
         if local:
@@ -43,7 +43,7 @@ def check_writable(work: Path) -> Iterator[Problem]:
 
 
 def check_sources(recipe: Recipe) -> Iterator[Problem]:
-    root = Path(recipe.data_root)
+    root = recipe.documents
     for name, source in recipe.sources.items():
         path = f"sources.{name}"
         if (source.path is None) == (source.wheel is None):

@@ -1,5 +1,6 @@
 """The Recipe: one YAML loaded, checked and frozen."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -51,6 +52,12 @@ class Recipe(Section):
     privacy: Privacy = Privacy()
     handoff: Handoff = Handoff()
     tracking: Tracking = Tracking()
+
+    @property
+    def documents(self) -> Path:
+        """data_root as a path: from where the command was typed, else (sample corpora) from the toolkit's folder."""
+        given = Path(self.data_root)
+        return given if given.exists() or given.is_absolute() else Path(__file__).resolve().parents[2] / given
 
     @property
     def main_task(self) -> str:

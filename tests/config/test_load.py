@@ -99,3 +99,11 @@ def test_config_works_from_any_directory(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "finetune.cli", "config", "recipe=maintenance"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert yaml.safe_load(result.stdout)["name"] == "maintenance"
+
+
+def test_the_sample_documents_are_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load(["recipe=maintenance"])
+    assert (recipe.documents / "work_orders.csv").is_file()
+    (tmp_path / "data" / "maintenance").mkdir(parents=True)
+    assert recipe.documents == Path("data/maintenance"), "what lies where the command is typed wins"
