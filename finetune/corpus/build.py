@@ -77,7 +77,7 @@ def name_items(
             problems.append(
                 Problem(
                     where,
-                    item.id,
+                    None,
                     f"this id stands at {other.file}:{other.line} already",
                     f"make the ids unique, or name more columns in sources.{name}.id",
                 )

@@ -195,7 +195,7 @@ def check(job: Job, sides: Sides) -> None:
                     problems.append(
                         Problem(
                             f"{item.file}:{item.line}",
-                            example.chat.id,
+                            None,
                             f"this {side} row says the same as {other_side} row {other.item.file}:{other.item.line}",
                             "set prepare.dedup.exact=true and prepare.decontaminate.ngram=13, or give both one group",
                         )

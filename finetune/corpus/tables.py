@@ -1,4 +1,7 @@
-"""Readers of files that are rows already: csv, tsv, jsonl, json and obo. Each yields rows and collects problems."""
+"""Readers of files that are rows already: csv, tsv, jsonl, json and obo. Each yields rows and collects problems.
+
+A problem says where, never what stands there: messages end up in logs, and a broken row may hold personal data.
+"""
 
 import csv
 import io
@@ -34,7 +37,7 @@ def read_csv(name: str, text: str, problems: list[Problem], delimiter: str = ","
                 problems.append(
                     Problem(
                         f"{name}:{first}",
-                        delimiter.join(cells),
+                        None,
                         f"this row has {len(cells)} cells and the header names {len(header)}",
                         "put quotes around a cell that holds the delimiter, or give the row its missing cells",
                     )
@@ -105,21 +108,16 @@ def _parse(where: str, text: str, problems: list[Problem]) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         line = f"{where}:{error.lineno}" if "\n" in text else where
-        value = text.split("\n")[error.lineno - 1]
         rule = f"this is not valid JSON ({error.msg}, column {error.colno})"
     except UnicodeEncodeError:
-        line, value, rule = (
-            where,
-            None,
-            "this holds half of a surrogate pair (\\ud800 to \\udfff), which is no character",
-        )
+        line, rule = where, "this holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
     except RecursionError:
-        line, value, rule = where, None, "this JSON is nested too deeply"
+        line, rule = where, "this JSON is nested too deeply"
     except ValueError as error:
-        line, value, rule = where, None, f"this is not valid JSON ({error})"
+        line, rule = where, f"this is not valid JSON ({error})"
     else:
         return value
-    problems.append(Problem(line, value, rule, "correct this line, or take it out"))
+    problems.append(Problem(line, None, rule, "correct this line, or take it out"))
     return _BROKEN
 
 
@@ -175,7 +173,7 @@ def read_obo(name: str, text: str, problems: list[Problem]) -> Iterator[Row]:
             if colon:
                 _add_obo_value(row, tag.strip(), value.strip())
             else:
-                problems.append(Problem(f"{name}:{number}", line, "an OBO line is `tag: value`", "correct this line"))
+                problems.append(Problem(f"{name}:{number}", None, "an OBO line is `tag: value`", "correct this line"))
     if not found:
         problems.append(Problem(name, None, "this file has no [Term] stanza", "check that it is an OBO file"))
 

@@ -43,7 +43,7 @@ def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
     except RecipeError as error:
         where = f"{record.source}:{record.line}"
         raise RecipeError(
-            Problem(where, problem.value, f"{problem.path}: {problem.rule}", problem.fix) for problem in error.problems
+            Problem(where, None, f"{problem.path}: {problem.rule}", problem.fix) for problem in error.problems
         ) from error
     rows = []
     for number, turn in enumerate(turns, start=1):
@@ -52,7 +52,7 @@ def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
     if not all(row.supervised for row in rows):
         raise RecipeError.one(
             f"{record.source}:{record.line}",
-            record.id,
+            None,
             "no token of this row would be trained on",
             "give it an answer, or leave it out with `where`",
         )
