@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from finetune.config import Recipe
-from finetune.config.data import Source, Task, placeholders
+from finetune.config.data import Source, Task, find_files, placeholders
 from finetune.config.load import suggest
 from finetune.errors import Problem
 
@@ -49,7 +49,7 @@ def check_sources(recipe: Recipe) -> Iterator[Problem]:
         if (source.path is None) == (source.wheel is None):
             rule = "a source is read from a path or from a wheel, one of the two"
             yield Problem(path, source.path, rule, f"keep {path}.path or {path}.wheel")
-        elif source.path is not None and root.is_dir() and not _finds(root, source.path):
+        elif source.path is not None and root.is_dir() and not find_files(root, source.path):
             rule = f"nothing of this name in {recipe.data_root}"
             yield Problem(f"{path}.path", source.path, rule, _nearest_file(root, source.path))
         if source.wheel is not None and not re.fullmatch(r"[0-9a-f]{64}", source.wheel.sha256):
@@ -182,18 +182,6 @@ def _is_broken(template: str) -> bool:
 def _check_source_name(path: str, source: str, recipe: Recipe) -> Iterator[Problem]:
     if source not in recipe.sources:
         yield Problem(path, source, "is not one of the sources", suggest(source, sorted(recipe.sources)))
-
-
-def _finds(root: Path, pattern: str) -> bool:
-    if (root / pattern).exists():
-        return True
-    if not any(sign in pattern for sign in "*?["):
-        return False
-    # `../general/*.jsonl` starts outside: Path.glob takes no `..`.
-    start, names = root, list(Path(pattern).parts)
-    while names and names[0] == "..":
-        start, names = start.parent, names[1:]
-    return bool(names) and next(start.glob("/".join(names)), None) is not None
 
 
 def _nearest_file(root: Path, pattern: str) -> str:

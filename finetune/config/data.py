@@ -1,6 +1,8 @@
 """Sections `sources`, `tasks`, `text`, `general`, `replay` and `prepare`: documents in, records out, without code."""
 
+import glob
 import string
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -15,6 +17,18 @@ Metric = Literal["exact_match", "json_exact", "label_accuracy", "rouge_l"]
 def placeholders(template: str) -> list[str]:
     """The column names in a template: `placeholders("{a} {b}") == ["a", "b"]`. Double a brace to mean itself."""
     return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+
+def find_files(root: Path, path: str) -> list[Path]:
+    """The files that a source's path (file, glob or folder, below `root` or absolute) stands for, sorted."""
+    wanted = root / path
+    if wanted.is_dir():
+        return [file for file in sorted(wanted.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    if wanted.is_file():
+        return [wanted]
+    # Path.glob takes no pattern that is absolute or leaves its root, and a recipe may say ../general/*.jsonl
+    matches = sorted(glob.glob(str(wanted), recursive=True))  # noqa: PTH207
+    return [file for file in map(Path, matches) if file.is_file()]
 
 
 class Cut(Section):

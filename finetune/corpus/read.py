@@ -2,7 +2,6 @@
 
 import codecs
 import difflib
-import glob
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import get_args
 
 from finetune import wheels
 from finetune.artifacts import Artifact, canonical_json, hash_file
-from finetune.config.data import Format, Source
+from finetune.config.data import Format, Source, find_files
 from finetune.corpus import documents
 from finetune.corpus.tables import TABLES, Row
 from finetune.errors import Problem, RecipeError
@@ -109,22 +108,14 @@ def _find(name: str, source: Source, data_root: Path, problems: list[Problem]) -
     if source.wheel is not None:
         return [SourceFile(source.wheel.member, None, _pinned(source))]
     assert source.path is not None, "checks ask for path or wheel"
-    pattern = data_root / source.path
-    if pattern.is_dir():
-        paths = [path for path in sorted(pattern.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    elif pattern.is_file():
-        paths = [pattern]
-    else:
-        # Path.glob takes no pattern that leaves its root, and a recipe may say ../general/*.jsonl
-        matches = sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207
-        paths = [path for path in map(Path, matches) if path.is_file()]
+    paths = find_files(data_root, source.path)
     if not paths:
         problems.append(
             Problem(
                 where,
                 source.path,
                 f"there is no such file, folder or match below {data_root}",
-                _nearby(pattern) or "correct the path, or set data_root",
+                _nearby(data_root / source.path) or "correct the path, or set data_root",
             )
         )
     return [SourceFile(Path(os.path.relpath(path, data_root)).as_posix(), path) for path in paths]

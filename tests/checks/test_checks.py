@@ -219,6 +219,12 @@ def test_a_broken_rule_is_named_with_path_value_rule_and_fix(case, monkeypatch):
     assert fix in problem.fix
 
 
+def test_an_absolute_glob_finds_what_it_names(tmp_path):
+    (tmp_path / "orders.csv").write_text("text\nx\n")
+    assert problems({"sources.work_orders.path": f"{tmp_path}/*.csv"}) == []
+    assert only({"sources.work_orders.path": f"{tmp_path}/*.tsv"}).path == "sources.work_orders.path"
+
+
 def test_a_batch_that_does_not_divide_names_the_two_nearest_that_do():
     problem = only({"sft.batch_size": 60, "machine.per_device_batch_size": 2}, LARGE)
     assert str(problem) == (
