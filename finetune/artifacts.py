@@ -113,7 +113,7 @@ def build(
     final, partial = root / f"{stage.name}-{key}", root / f"{stage.name}-{key}.partial"
     say(f"{stage.name}: {'going on with' if partial.is_dir() else 'starting'} {final.name}")
     began = time.monotonic()
-    try:
+    with explained(root):
         partial.mkdir(parents=True, exist_ok=True)
         facts = stage.run(config, out=partial, **inputs, **live)
         publish(
@@ -126,8 +126,6 @@ def build(
             facts=facts,
             seconds=time.monotonic() - began,
         )
-    except OSError as error:
-        raise _explain(error, root) from error
     return read(final)
 
 
@@ -142,7 +140,10 @@ def publish(
     facts: Mapping[str, Any],
     seconds: float,
 ) -> None:
-    """Hash the files, write the manifest last, rename. After a kill before the rename nothing is published."""
+    """Hash the files, write the manifest last, rename. After a kill before the rename nothing is published.
+
+    `seconds` are those of the attempt that finished: what killed attempts took is not known.
+    """
     files = {str(path.relative_to(partial)): hash_file(path) for path in walk(partial)}
     manifest = {
         "stage": stage.name,
@@ -153,7 +154,7 @@ def publish(
         "files": files,
         "digest": hashlib.sha256(canonical_json(files).encode()).hexdigest(),
         "facts": facts,
-        "seconds": round(seconds + float(_earlier_seconds(partial)), 2),
+        "seconds": round(seconds, 2),
     }
     write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
     partial.replace(final)
@@ -208,26 +209,42 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _earlier_seconds(partial: Path) -> float:
-    """Seconds that earlier, killed attempts left in `.seconds` (a stage that resumes writes them there)."""
-    file = partial / ".seconds"
-    return float(file.read_text()) if file.exists() else 0.0
+class explained:  # noqa: N801 (reads as a statement: `with explained(root):`)
+    """Turn what the system refuses below `root` (a full disk, a folder that is not ours) into a RecipeError."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, RecipeError):
+            return
+        if _says_full(error):
+            root = self.root
+            free = shutil.disk_usage(root if root.exists() else root.parent).free
+            raise RecipeError.one(
+                "work",
+                str(root),
+                f"the disk is full ({free / 1e9:.2f} GB free)",
+                "free some space or set work= to another disk, then run the same command: it goes on where it stopped",
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RecipeError.one(
+                "work",
+                str(error.filename or self.root),
+                "this path cannot be written by you",
+                "set work= to a folder you may write to",
+            ) from error
 
 
-def _explain(error: OSError, root: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(root if root.exists() else root.parent).free
-        return RecipeError.one(
-            "work",
-            str(root),
-            f"the disk is full ({free / 1e9:.2f} GB free)",
-            "free some space or set work= to another disk, then run the same command: it goes on where it stopped",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RecipeError.one(
-            "work",
-            str(error.filename or root),
-            "this path cannot be written by you",
-            "set work= to a folder you may write to",
-        )
-    return error
+def _says_full(error: BaseException | None) -> bool:
+    """safetensors and torch report a full disk with classes of their own: only their words tell it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error).lower() for words in ("no space left on device", "os error 28", "enospc")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

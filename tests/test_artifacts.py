@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,36 @@ def test_a_full_disk_is_the_users_error_and_nothing_made_is_lost(tmp_path: Path)
     with pytest.raises(RecipeError, match=r"the disk is full .* it goes on where it stopped"):
         build(Stage("s", 1, fill), {}, root=tmp_path, inputs={}, say=silent)
     assert (next(tmp_path.iterdir()) / "kept.txt").exists()
+
+
+class SafetensorError(Exception):
+    """As safetensors has it: neither an OSError nor a RuntimeError."""
+
+
+def as_the_cause() -> None:
+    try:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    except SafetensorError as error:
+        raise ValueError("cannot save the model") from error
+
+
+def as_itself() -> None:
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def as_torch_says_it() -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed: ENOSPC")
+
+
+@pytest.mark.parametrize("fail", [as_itself, as_the_cause, as_torch_says_it])
+def test_a_full_disk_in_a_librarys_words_is_the_users_error_too(tmp_path: Path, fail: Callable[[], None]) -> None:
+    with pytest.raises(RecipeError, match="the disk is full"):
+        build(Stage("s", 1, lambda config, out: fail()), {}, root=tmp_path, inputs={}, say=silent)
+
+
+def test_a_bug_in_a_stage_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        build(Stage("s", 1, lambda config, out: 1 // 0), {}, root=tmp_path, inputs={}, say=silent)
 
 
 def test_the_manifest_lists_each_file_with_its_hash(tmp_path: Path) -> None:
