@@ -87,6 +87,16 @@ def check_lengths(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("replay.tokens", recipe.replay.tokens, rule, f"replay.tokens={recipe.sft.max_length}")
 
 
+def check_steps(recipe: Recipe) -> Iterator[Problem]:
+    for name in recipe.stages:
+        section = getattr(recipe, name)
+        path = f"{name}.trl.num_train_epochs"
+        if section.max_steps is not None and "num_train_epochs" in section.trl:
+            rule = f"{name}.max_steps={section.max_steps} is set as well, and one of both decides when training ends"
+            fix = f"{name}.max_steps=null, or take it out with ~{path}"
+            yield Problem(path, section.trl["num_train_epochs"], rule, fix)
+
+
 def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Problem]:
     handoff = recipe.handoff
     if (handoff.accepted_by is None) != (handoff.reason is None):

@@ -90,9 +90,11 @@ def _register(recipes: dict[str, Path]) -> None:
 def _settable(word: str) -> str:
     """Let any key be set: a typo then reaches our own check with its did-you-mean, not Hydra's struct error."""
     key, equals, _ = word.partition("=")
+    if word[:1] == "~":  # takes a key out; needs no value
+        return word
     if not equals:
         raise RecipeError.one("command line", word, "is not key=value", f"write {word}=VALUE, or see --help")
-    return word if key in GROUPS or key[:1] in "+~" else f"++{word}"
+    return word if key in GROUPS or key[:1] == "+" else f"++{word}"
 
 
 def _check_choices(words: Iterable[str], config_dir: Path | None) -> None:

@@ -26,13 +26,18 @@ class Training(Section):
     max_length: Positive
     """Longest row in tokens."""
     max_steps: Positive | None = None
-    """Optimiser steps; null: num_train_epochs of trl decides."""
+    """Optimiser steps; null: num_train_epochs of trl decides (1 where it is not given). One of both, never both."""
     save_steps: Positive = 20
     """A checkpoint to resume from after so many steps."""
     eval_steps: Positive = 20
     log_steps: Positive = 5
     trl: Upstream = {}
     """Further keys of the TRL config class, handed on unchanged."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows where max_steps is null: num_train_epochs of trl, 1 by default."""
+        return float(self.trl.get("num_train_epochs", 1))
 
 
 class Cpt(Training):

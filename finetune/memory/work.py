@@ -39,8 +39,7 @@ def count_work(recipe: Recipe, name: str, *, rows: Mapping[str, int], tokens: Ma
     count = rows.get(name, _rows_at_most(recipe, name))
     sequences = 2 if name == "dpo" else 1
     per_row = tokens[name] / max(count, 1) if name in tokens else section.max_length * sequences
-    epochs = float(section.trl.get("num_train_epochs", 3.0))
-    steps = section.max_steps or math.ceil(count * epochs / section.batch_size)
+    steps = section.max_steps or math.ceil(count * section.epochs / section.batch_size)
     total = round(steps * section.batch_size * per_row)
     flops = total * flops_per_token(recipe, name, length=per_row / sequences)
     speed = _speed(recipe)

@@ -196,6 +196,10 @@ CASES = {
         {"method.lora.bias": "some"}, "method.lora.bias", "some", "must be none or all or lora_only", "bias=...",
     ),
     "dropout of 1": ({"method.lora.lora_dropout": 1.0}, "method.lora.lora_dropout", 1.0, "below 1", "0.05"),
+    "steps and epochs": (
+        {"sft.trl.num_train_epochs": 2}, "sft.trl.num_train_epochs", 2, "max_steps=60 is set as well",
+        "sft.max_steps=null, or take it out with ~sft.trl.num_train_epochs",
+    ),
     # release and folders
     "accepted without a reason": ({"handoff.accepted_by": "Ann"}, "handoff.reason", None, "given together", "reason="),
     "personal data online": (

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from finetune.config import Recipe, choices, load
+from finetune.config.recipe import without_places
 from finetune.errors import RecipeError
 
 
@@ -56,6 +57,12 @@ def test_no_recipe_at_all_says_which_there_are() -> None:
 def test_a_word_without_equals_is_answered() -> None:
     (problem,) = problems_of("recipe=maintenance", "verbose")
     assert "is not key=value" in problem
+
+
+def test_a_key_is_taken_out_with_a_tilde() -> None:
+    words = ["recipe=maintenance", "model=qwen3_32b"]
+    assert load(words).sft.epochs == 2
+    assert load([*words, "~sft.trl.num_train_epochs"]).sft.epochs == 1
 
 
 def test_a_private_recipe_is_found_in_config_dir(tmp_path: Path) -> None:
@@ -107,3 +114,11 @@ def test_the_sample_documents_are_found_from_any_directory(tmp_path: Path, monke
     assert (recipe.documents / "work_orders.csv").is_file()
     (tmp_path / "data" / "maintenance").mkdir(parents=True)
     assert recipe.documents == Path("data/maintenance"), "what lies where the command is typed wins"
+
+
+def test_what_others_see_of_a_recipe_names_no_folder_and_no_account() -> None:
+    words = ["work=/home/alice/w", "data_root=/home/alice/d", "model.path=/home/alice/m", "tracking.entity=alice"]
+    recipe = load(["recipe=maintenance", *words, "sources.work_orders.path=/home/alice/d/orders.csv"])
+    shown = without_places(recipe.model_dump(mode="json"))
+    assert "alice" not in str(shown)
+    assert shown["sources"]["work_orders"]["path"] == "orders.csv"

@@ -103,6 +103,11 @@ def test_counted_tokens_replace_the_upper_limits():
     assert counted.hours < limit.hours
 
 
+def test_without_steps_and_epochs_one_epoch_is_planned_as_it_is_trained():
+    words = ("model=smollm2_135m", "machine=cpu", "stages=[sft]", "sft.max_steps=null")
+    assert planned(*words, rows={"sft": 464}).stages[0].steps == 464 / 8
+
+
 def test_hours_follow_from_flops_utilisation_and_price():
     found = planned(
         "model=qwen3_32b", "machine=a100x8", "stages=[sft]", rows={"sft": 32_000}, tokens={"sft": 32_000_000}
