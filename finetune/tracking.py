@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune import artifacts, ranks
 from finetune.artifacts import Artifact
-from finetune.config.recipe import Recipe
+from finetune.config.recipe import Recipe, without_places
 
 RUN_FILE = "wandb_run.json"
 _CLOSE_SECONDS = 60.0
@@ -40,7 +40,7 @@ class Tracker:
         if mode == "disabled" or not ranks.is_first():
             return cls(None, say)
         run_id = _run_id(work)
-        config = recipe.model_dump(mode="json")
+        config = without_places(recipe.model_dump(mode="json"))
 
         def start() -> Any:
             import wandb

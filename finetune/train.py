@@ -26,7 +26,7 @@ USAGE = """usage: accelerate launch finetune/train.py recipe=NAME [model=] [meth
 see also: finetune --help; finetune plan recipe=NAME"""
 
 
-def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
+def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -> Path:
     """PREPARE, the training stages, then SCORE, MERGE, proof and HANDOFF. Returns the bundle's directory."""
     from finetune import dpo, handoff, merge, pairs, proof, sft
     from finetune.base import find_base
@@ -83,6 +83,7 @@ def run(recipe: Recipe, say: Callable[[str], None]) -> Path:
             "timings": {name: artifact.manifest["seconds"] for name, artifact in done.items()},
             "adapters": {name: str(done[name].path) for name in recipe.stages},
             "config": recipe.model_dump(mode="json"),
+            "words": [word for word in words if not word.startswith(("work=", "data_root=", "handoff."))],
         }
         bundle = child(handoff, {"run_facts": facts}, **inputs, scores=scores, proof=parity)
     return link_bundle(bundle, work)
@@ -100,17 +101,25 @@ def identity(recipe: Recipe, config: type[Section]) -> dict[str, Any]:
     return plain
 
 
-def ready(words: Sequence[str], config_dir: Path | None = None) -> Recipe:
-    """The checked recipe with its machine resolved; a RecipeError with the plan when this machine cannot hold it."""
+def ready(words: Sequence[str], config_dir: Path | None = None, *, elsewhere: bool = False) -> Recipe:
+    """The checked recipe with its machine resolved; a RecipeError with the plan when the machine cannot hold it.
+
+    `elsewhere`: GPUs that the recipe names need not be here, as for PREPARE on a login node.
+    """
     from finetune.checks import check
+    from finetune.checks.data import check_writable
     from finetune.memory import here, plan, settle
 
     recipe = load(words, config_dir=config_dir)
     found = here(Path(recipe.work))
-    if problems := check(recipe, here=found, launched=world()):
+    if elsewhere and recipe.machine.device == "cuda":
+        asked, problems = None, [*check(recipe), *check_writable(Path(recipe.work))]
+    else:
+        asked, problems = found, check(recipe, here=found, launched=world())
+    if problems:
         raise RecipeError(problems)
-    recipe = settle(recipe, found, launched=world())
-    planned = plan(recipe, here=found)
+    recipe = settle(recipe, found, launched=world() if asked else None)
+    planned = plan(recipe, here=asked)
     if not planned.fits:
         if is_first():
             print(planned.render())
@@ -126,7 +135,7 @@ def main(words: Sequence[str]) -> int:
     try:
         config_dir, words = split_config_dir(words)
         recipe = ready(words, config_dir)
-        bundle = run(recipe, say)
+        bundle = run(recipe, say, words)
     except RecipeError as error:
         if is_first():
             print(error, file=sys.stderr)

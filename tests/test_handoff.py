@@ -197,6 +197,12 @@ def test_a_failed_gate_hands_nothing_over_and_leaves_the_report(made, tmp_path):
     assert (tmp_path / "out/report/report.html").is_file()
 
 
+def test_a_gate_that_nobody_could_measure_hands_nothing_over(made, tmp_path):
+    gates = [{"name": "perplexity_rise_max", "value": None, "limit": 0.05, "status": "not_measured"}]
+    with pytest.raises(RecipeError, match=r"gates\.perplexity_rise_max.*could not be measured"):
+        handoff._enforce(gates, made.recipe.handoff, tmp_path)
+
+
 def test_a_failed_gate_that_somebody_accepts_is_handed_over_and_shown(made, tmp_path):
     accepted = made.recipe.handoff.model_copy(update={"accepted_by": "Dr. Wu", "reason": "a pilot"})
     bundle = hand_over(made, tmp_path / "out", low=-0.05, handoff=accepted)
@@ -232,6 +238,7 @@ def test_the_serve_script_is_valid_shell_and_hides_no_answer(bundle):
     subprocess.run(["sh", "-n", str(bundle / "serve.sh")], check=True)
     assert "--reasoning-parser" not in script
     assert "--max-lora-rank 8" in script
+    assert '--host "${HOST:-127.0.0.1}"' in script, "nobody is served from outside by accident"
 
 
 def test_the_newest_bundle_is_linked_and_an_older_link_is_replaced(bundle, made, tmp_path):

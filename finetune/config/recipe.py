@@ -1,7 +1,8 @@
 """The Recipe: one YAML loaded, checked and frozen."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -62,3 +63,18 @@ class Recipe(Section):
     @property
     def main_task(self) -> str:
         return next(name for name, task in self.tasks.items() if task.main)
+
+
+def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped recipe as others may see it: no folder of this machine, no account name."""
+    found = {key: value for key, value in recipe.items() if key not in ("work", "data_root")}
+    found["model"] = {**recipe["model"], "path": None}
+    found["sources"] = {name: _without_folder(source) for name, source in recipe["sources"].items()}
+    if "tracking" in recipe:
+        found["tracking"] = {**recipe["tracking"], "entity": None}
+    return found
+
+
+def _without_folder(source: Mapping[str, Any]) -> dict[str, Any]:
+    path = source.get("path")
+    return {**source, "path": Path(path).name if path and Path(path).is_absolute() else path}

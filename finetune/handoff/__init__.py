@@ -15,7 +15,7 @@ from finetune.artifacts import Artifact, Stage, clear, hash_file, read, write_wh
 from finetune.config.data import Prepare, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Gates, Handoff, Privacy, Score
 from finetune.config.model import Model
-from finetune.config.recipe import TrainingStage
+from finetune.config.recipe import TrainingStage, without_places
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Dpo, Method, Sft
 from finetune.errors import Problem, RecipeError
@@ -70,7 +70,7 @@ def run(
     settings = Config.model_validate(config)
     clear(out)
     adapters = [read(Path(path)) for path in run_facts.get("adapters", {}).values()] or [adapter]
-    resolved = _without_places(run_facts.get("config") or config)
+    resolved = without_places(run_facts.get("config") or config)
     environment = run_facts.get("environment") or lineage.environment()
     scored = json.loads(scores.file("scores.json").read_text(encoding="utf-8"))
     parity = json.loads(proof.file("parity.json").read_text(encoding="utf-8"))
@@ -88,10 +88,12 @@ def run(
 
     bundle = out / "bundle"
     papers.rename(bundle)
-    known = _place_model(checkpoint, bundle / "model") | _place_adapter(adapter, settings.model, bundle / "adapter")
+    known = _place_model(checkpoint, bundle / "model")
+    _place_adapter(adapter, settings.model, bundle / "adapter")
     licences = _place_licences(base, settings, bundle)
     traced = lineage.trace(
-        settings.model_dump(mode="json"), base=base, stages=[prepared, *adapters, scores, checkpoint, proof],
+        without_places(settings.model_dump(mode="json")), base=base,
+        stages=[prepared, *adapters, scores, checkpoint, proof],
         merge=json.loads(checkpoint.file("merge.json").read_text(encoding="utf-8")), environment=environment,
     )  # fmt: skip
     write_whole(bundle / "lineage.json", json.dumps(traced, indent=1, ensure_ascii=False) + "\n")
@@ -108,22 +110,20 @@ def run(
 
 
 def _enforce(gates: Sequence[Mapping[str, Any]], accepted: Handoff, papers: Path) -> None:
-    failed = [gate for gate in gates if gate["status"] == "fail"]
+    failed = [gate for gate in gates if gate["status"] != "pass"]
     if not failed or (accepted.accepted_by and accepted.reason):
         return
     raise RecipeError(
         Problem(
-            f"gates.{gate['name']}", gate["limit"], f"measured {gate['value']:.4g}, so nothing is handed over",
+            f"gates.{gate['name']}", gate["limit"], f"{_measured(gate['value'])}, so nothing is handed over",
             f"read {papers / 'report.html'}, then train better or set handoff.accepted_by=NAME and handoff.reason=WHY",
         )
         for gate in failed
     )  # fmt: skip
 
 
-def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved recipe without the folders of the machine it ran on."""
-    found = {key: value for key, value in recipe.items() if key not in ("work", "data_root")}
-    return {**found, "model": {**recipe["model"], "path": None}}
+def _measured(value: float | None) -> str:
+    return "could not be measured" if value is None else f"measured {value:.4g}"
 
 
 def _place_model(checkpoint: Artifact, model: Path) -> dict[str, str]:
@@ -136,14 +136,13 @@ def _place_model(checkpoint: Artifact, model: Path) -> dict[str, str]:
     return {f"model/{name}": digest for name, digest in merged["files"].items() if name.endswith(".safetensors")}
 
 
-def _place_adapter(adapter: Artifact, model: Model, folder: Path) -> dict[str, str]:
+def _place_adapter(adapter: Artifact, model: Model, folder: Path) -> None:
     """The adapter as a server loads it beside its base: named by hub id and commit, without a path of this machine."""
     folder.mkdir()
     _link(adapter.file("adapter_model.safetensors"), folder / "adapter_model.safetensors")
     config = json.loads(adapter.file("adapter_config.json").read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": model.name, "revision": model.revision, "inference_mode": True}
     write_whole(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return {}
 
 
 def _place_licences(base: Artifact, settings: Config, bundle: Path) -> list[str]:

@@ -21,6 +21,7 @@ def script(model_dir: Path, adapter_dir: Path, name: str, model: Model) -> str:
         *_thinking(model),
         'here=$(cd "$(dirname "$0")" && pwd)',
         'exec vllm serve "$here/model" \\',
+        '  --host "${HOST:-127.0.0.1}" \\',
         f"  --served-model-name {name} \\",
         f"  --dtype {model.dtype} \\",
         '  --tensor-parallel-size "${TENSOR_PARALLEL:-1}" \\',

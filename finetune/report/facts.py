@@ -1,6 +1,7 @@
 """report.json: everything the report says, gathered once from the artifacts of a run (schema: docs/report.md)."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def collect(
         "timings": dict(run_facts["timings"]),
         "environment": dict(run_facts["environment"]),
         "lineage": _lineage([prepared, *adapters, scores, checkpoint, proof]),
-        "command": run_facts.get("command") or _command(recipe),
+        "command": _command(recipe, run_facts.get("words") or ()),
         "config": dict(recipe),
     }
 
@@ -176,8 +177,10 @@ def _lineage(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
     ]
 
 
-def _command(recipe: Mapping[str, Any]) -> str:
-    return f"accelerate launch finetune/train.py recipe={recipe['name']} model={recipe['model']['key']}"
+def _command(recipe: Mapping[str, Any], words: Sequence[str]) -> str:
+    """What was typed (without folders of that machine); for a run made by other means, the two names at least."""
+    typed = words or (f"recipe={recipe['name']}", f"model={recipe['model']['key']}")
+    return shlex.join(["accelerate", "launch", "finetune/train.py", *typed])
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -61,7 +61,10 @@ def test_two_processes_train_what_one_trains(launch: Any, layout: str, method: s
         for name, tensor in theirs.items():
             assert tensor.numel() > 0
             assert tensor.shape == ours[name].shape
-            torch.testing.assert_close(tensor.float(), ours[name], atol=2e-3, rtol=0.05)
+            # Not element by element: where a gradient is nearly zero, Adam turns its rounding into a whole step (1e-2).
+            apart = torch.linalg.norm(tensor.float() - ours[name]) / torch.linalg.norm(ours[name])
+            # ZeRO-3 works on a bfloat16 copy, three digits of the float32 weights.
+            assert apart < (0.1 if layout == "zero3" else 0.01), name
 
 
 def test_only_the_policy_is_published_by_several_ranks(launch: Any) -> None:
