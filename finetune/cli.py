@@ -69,6 +69,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    """0 when it fits; 2 when it does not, after the plan that says so (`scripts/slurm/train.sbatch` asks)."""
     import json
 
     from finetune.checks import check
@@ -78,10 +79,13 @@ def _plan(options: argparse.Namespace) -> int:
     recipe = load(options.words, config_dir=options.config_dir)
     if problems := check(recipe):
         raise RecipeError(problems)
-    recipe = settle(recipe, here(Path(recipe.work)))
-    planned = plan(recipe)
+    found = here(Path(recipe.work))
+    machine = recipe.machine
+    # The disk counts where the run would be: here, unless the machine has GPUs that this one lacks.
+    local = machine.device != "cuda" or len(found.gpus) >= -(-machine.processes // machine.nodes)
+    planned = plan(settle(recipe, found), here=found if local else None)
     print(json.dumps(planned.to_json(), indent=1) if options.json else planned.render())
-    return 0
+    return 0 if planned.fits else 2
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -91,7 +95,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from finetune.corpus.read import find_documents
     from finetune.train import identity, ready
 
-    recipe = ready(options.words, options.config_dir)
+    recipe = ready(options.words, options.config_dir, elsewhere=True)
     prepared = build(
         prepare.STAGE,
         identity(recipe, prepare.Config),

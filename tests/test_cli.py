@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.train import split_config_dir
+from finetune.cli import main
+from finetune.errors import RecipeError
+from finetune.memory import Here
+from finetune.train import ready, split_config_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +35,41 @@ def test_several_mistakes_are_told_at_once() -> None:
     assert result.returncode == 2
     assert "stages" in result.stderr
     assert "betta" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["model=qwen3_32b", "machine=a100x8"], 0),
+        (["model=smollm2_135m", "machine=cpu"], 0),
+        (["model=qwen3_32b", "machine=cpu"], 2),
+        (["model=qwen3_32b", "machine=cpu", "--json"], 2),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_printed_and_ends_with_exit_code_2(words: list[str], code: int) -> None:
+    result = run("-m", "finetune.cli", "plan", "recipe=legal", *words)
+    assert result.returncode == code, result.stderr
+    assert ('"fits"' if "--json" in words else "GiB on each") in result.stdout
+
+
+def test_a_plan_for_this_machine_counts_its_disk_and_one_for_another_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=0.01)
+    monkeypatch.setattr("finetune.memory.here", lambda work: full)
+    assert main(["plan", "recipe=legal", "model=smollm2_135m", "machine=cpu"]) == 2
+    assert main(["plan", "recipe=legal", "model=qwen3_32b", "machine=a100x8"]) == 0
+
+
+def test_preparing_needs_no_gpu_for_a_machine_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    login = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=500.0)
+    monkeypatch.setattr("finetune.memory.here", lambda work: login)
+    words = ["recipe=legal", "machine=a100x8", f"work={tmp_path}"]
+    assert ready(words, elsewhere=True).machine.processes == 8
+    with pytest.raises(RecipeError, match="wants 8 GPUs"):
+        ready(words)
+    with pytest.raises(RecipeError, match="too large to train on a CPU"):  # before 65 GB are fetched for it
+        ready(["recipe=legal", "machine=cpu", f"work={tmp_path}"], elsewhere=True)
+    with pytest.raises(RecipeError, match="cannot be written"):
+        ready(["recipe=legal", "machine=a100x8", "work=/proc/finetune"], elsewhere=True)
 
 
 def test_without_a_gpu_the_main_job_shows_the_plan_and_what_to_type_instead(tmp_path: Path) -> None:
