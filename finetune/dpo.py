@@ -65,8 +65,6 @@ def run(
     from finetune.resume import step_of
 
     timings = {"load": 0.0, "train": 0.0}
-    if (done := loop.finished(out)) is not None:
-        return {**done, "timings": timings}
     epochs = float(training.trl.get("num_train_epochs", 1))
     steps = steps_of(len(rows), batch_size=training.batch_size, epochs=epochs, max_steps=training.max_steps)
     lengths = [len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
@@ -80,6 +78,8 @@ def run(
     trl_config = arguments.build(
         "DPOConfig", this, training, machine, device, seed=settings.seed, model=settings.model
     )
+    if (done := loop.finished(out)) is not None:
+        return {**done, "timings": timings}
     checkpoint = loop.find_start(this)
     if checkpoint is None or step_of(checkpoint) < steps:
         model = load_base(base, settings.model, settings.method, device=device)
@@ -99,6 +99,8 @@ def run(
         loaded = time.monotonic()
         checkpoint = loop.train(trainer, this, checkpoint, eval_batches=[])
         timings = {"load": round(loaded - began, 2), "train": round(time.monotonic() - loaded, 2)}
+        del trainer, adapted, model
+        loop.give_back_memory()
     return {**loop.publish(this, checkpoint), "timings": timings}
 
 

@@ -6,6 +6,7 @@ was interrupted), evaluation weighted by tokens, a stop flag that all ranks agre
 when they are whole.
 """
 
+import gc
 import json
 import math
 import os
@@ -276,6 +277,7 @@ def train(trainer: Any, run: Run, start: Path | None, eval_batches: list[list[di
         watch = _Watch(trainer, run, stop)
         trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+    trainer.accelerator.free_memory()
     if watch.stopped and trainer.state.global_step < run.steps:
         preempted = Preempted(run.name, trainer.state.global_step, run.steps)
         run.say(preempted.message)
@@ -327,13 +329,33 @@ def publish(run: Run, checkpoint: Path) -> dict[str, Any]:
 
 
 def finished(out: Path) -> dict[str, Any] | None:
-    """Facts of a training that was done when the process was stopped, if its files are still what they were."""
+    """Facts of a training that was done when the process was stopped, if its files are still what they were.
+
+    The first rank looks and the others are told: it publishes these files next, so they may vanish under a reader.
+    """
+    found = [_read_finished(out) if is_first() else None]
+    if _world() > 1:
+        torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _read_finished(out: Path) -> dict[str, Any] | None:
     try:
         note = json.loads((out / _FINISHED).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     whole = {path.name: artifacts.hash_file(path) for path in artifacts.walk(out)} == note["files"]
     return dict(note["facts"]) if whole else None
+
+
+def give_back_memory() -> None:
+    """Free what a trainer that nobody names any more still holds: the next stage is a child that needs the device.
+
+    A trainer and its callbacks point at each other, so that only the collector finds them.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_names(value: Any) -> bool:

@@ -118,8 +118,6 @@ def _train(
     from finetune import arguments, loop
     from finetune.resume import step_of
 
-    if (done := loop.finished(out)) is not None:
-        return {**done, "timings": {"load": 0.0, "train": 0.0}}
     epochs = float(training.trl.get("num_train_epochs", 1))
     steps = steps_of(len(lengths), batch_size=training.batch_size, epochs=epochs, max_steps=training.max_steps)
     order = plan_order(lengths, batch_size=training.batch_size, steps=steps, seed=settings.seed)
@@ -132,6 +130,8 @@ def _train(
     trl_config = arguments.build(
         "SFTConfig", this, training, machine, device, seed=settings.seed, model=settings.model
     )
+    if (done := loop.finished(out)) is not None:
+        return {**done, "timings": {"load": 0.0, "train": 0.0}}
     trl_config.dataset_kwargs = {"skip_prepare_dataset": True}
     checkpoint = loop.find_start(this)
     if checkpoint is None or step_of(checkpoint) < steps:
@@ -151,6 +151,8 @@ def _train(
         loaded = time.monotonic()
         checkpoint = loop.train(trainer, this, checkpoint, eval_batches)
         timings = {"load": round(loaded - began, 2), "train": round(time.monotonic() - loaded, 2)}
+        del trainer, adapted, model
+        loop.give_back_memory()
     else:
         timings = {"load": 0.0, "train": 0.0}
     return {**loop.publish(this, checkpoint), "timings": timings}
