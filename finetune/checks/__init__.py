@@ -39,7 +39,7 @@ def check(
         *training.check_method(recipe),
         *check_passed(recipe),
         *training.check_lengths(recipe),
-        *training.check_steps(recipe),
+        *training.check_training(recipe),
         *machine.check_batches(recipe),
         *machine.check_layout(recipe),
         *machine.check_launcher(recipe, environment),

@@ -17,6 +17,7 @@ from finetune.config.upstream import (
 from finetune.errors import Problem
 
 _PREPARED = "rows are tokenised and masked in PREPARE, the same for every trainer"
+_BATCHED = "rows of like length are batched instead, which fills as well, and rows never attend to each other"
 _HANDED = "nothing is uploaded: HANDOFF writes a bundle"
 _RESUME = "resuming is ours, with checkpoints that are checked before they are loaded: run the same command again"
 
@@ -62,10 +63,10 @@ _OWNED_TRL: Mapping[str, str] = {
     "report_to": "choose tracking=offline, online or disabled",
     "run_name": "drop it: runs are named after the recipe",
     "project": "set tracking.project",
-    "packing": "set sft.packing",
-    "eval_packing": "set sft.packing",
-    "padding_free": "set sft.packing",
-    "packing_strategy": "set sft.packing: rows never attend to each other, which packing_strategy=wrapped allows",
+    "packing": f"drop it: {_BATCHED}",
+    "eval_packing": f"drop it: {_BATCHED}",
+    "padding_free": f"drop it: {_BATCHED}",
+    "packing_strategy": f"drop it: {_BATCHED}",
     "dataset_text_field": f"drop it: {_PREPARED}",
     "dataset_kwargs": f"drop it: {_PREPARED}",
     "dataset_num_proc": f"drop it: {_PREPARED}",

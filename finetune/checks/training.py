@@ -87,7 +87,7 @@ def check_lengths(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("replay.tokens", recipe.replay.tokens, rule, f"replay.tokens={recipe.sft.max_length}")
 
 
-def check_steps(recipe: Recipe) -> Iterator[Problem]:
+def check_training(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.stages:
         section = getattr(recipe, name)
         path = f"{name}.trl.num_train_epochs"
@@ -95,6 +95,13 @@ def check_steps(recipe: Recipe) -> Iterator[Problem]:
             rule = f"{name}.max_steps={section.max_steps} is set as well, and one of both decides when training ends"
             fix = f"{name}.max_steps=null, or take it out with ~{path}"
             yield Problem(path, section.trl["num_train_epochs"], rule, fix)
+    default = type(recipe.dpo).model_fields["eval_steps"].default
+    if "dpo" in recipe.stages and recipe.dpo.eval_steps != default:
+        rule = "DPO has no evaluation loss; its result is measured in SCORE"
+        yield Problem("dpo.eval_steps", recipe.dpo.eval_steps, rule, f"leave dpo.eval_steps at {default}")
+    if recipe.sft.packing:
+        rule = "rows of like length are batched instead, which fills as well without a leak"
+        yield Problem("sft.packing", True, rule, "sft.packing=false")
 
 
 def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Problem]:

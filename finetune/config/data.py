@@ -175,8 +175,8 @@ class Split(Section):
 
 
 class Length(Section):
-    policy: Literal["raise", "drop", "split"] = "raise"
-    """What happens to a row longer than sft.max_length; `split` is for running text only."""
+    policy: Literal["raise", "drop"] = "raise"
+    """What happens to a row longer than sft.max_length. Running text is always cut at cpt.max_length, nothing lost."""
 
 
 class Prepare(Section):

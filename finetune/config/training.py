@@ -30,6 +30,7 @@ class Training(Section):
     save_steps: Positive = 20
     """A checkpoint to resume from after so many steps."""
     eval_steps: Positive = 20
+    """The evaluation loss of CPT and SFT after so many steps; DPO has none, its result is measured in SCORE."""
     log_steps: Positive = 5
     trl: Upstream = {}
     """Further keys of the TRL config class, handed on unchanged."""
@@ -48,7 +49,7 @@ class Sft(Training):
     """Supervised fine-tuning: only what the model must emit is supervised, end of turn included."""
 
     packing: bool = False
-    """Pack several rows into one sequence, without attention across rows."""
+    """Refused: rows of like length are batched instead, which fills as well without attention across rows."""
 
 
 class Pairs(Section):

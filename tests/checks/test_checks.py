@@ -200,6 +200,8 @@ CASES = {
         {"sft.trl.num_train_epochs": 2}, "sft.trl.num_train_epochs", 2, "max_steps=60 is set as well",
         "sft.max_steps=null, or take it out with ~sft.trl.num_train_epochs",
     ),
+    "packing": ({"sft.packing": True}, "sft.packing", True, "batched instead", "sft.packing=false"),
+    "evaluation loss of DPO": ({"dpo.eval_steps": 4}, "dpo.eval_steps", 4, "no evaluation loss", "leave"),
     # release and folders
     "accepted without a reason": ({"handoff.accepted_by": "Ann"}, "handoff.reason", None, "given together", "reason="),
     "personal data online": (
