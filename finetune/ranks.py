@@ -1,17 +1,27 @@
 """Which process does what. The only file that reads RANK."""
 
+import errno
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import Artifact, Stage, build, find, read, stage_key
+from finetune.artifacts import Artifact, Stage, build, explained, find, read, stage_key
+from finetune.errors import RecipeError
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_")
 _POLL_SECONDS = 0.5
+_LOCK = ".lock"
+_LOCK_TRIES = 10
+"""A process that was killed a moment ago takes seconds to give back the memory and files of a large model."""
+_held: list[int] = []
+"""Descriptor of the lock that this process holds: children get it too."""
 
 
 def rank() -> int:
@@ -29,6 +39,63 @@ def is_first() -> bool:
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a child that must not believe it is one of several ranks (with these names it hangs)."""
     return {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
+
+
+@contextmanager
+def hold(work: Path) -> Iterator[None]:
+    """The first rank locks `work`, so that two runs never write into one `.partial`; a second one is a RecipeError.
+
+    Children share the lock: when only the parent is killed, its child still works there.
+    """
+    if not is_first():
+        yield
+        return
+    with explained(work):
+        work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _take(lock, work)
+        _held.append(lock)
+        _sign(os.getpid())
+        yield
+    finally:
+        _held.clear()
+        os.close(lock)
+
+
+def _take(lock: int, work: Path) -> None:
+    for _ in range(_LOCK_TRIES):
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_POLL_SECONDS)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"{work}: no locks on this file system; see to it that no second run works there", file=sys.stderr)
+            return None
+    holders = os.pread(lock, 100, 0).decode()
+    raise RecipeError.one(
+        "work", str(work), f"another run (process {holders.replace(' ', ' or ')}) is working there",
+        f"wait for its end, or end it (kill {holders}) and go on with the same command, or set another work=",
+    )
+
+
+def _sign(*processes: int) -> None:
+    """Leave the process ids for the message of a second run."""
+    for lock in _held:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, " ".join(str(process) for process in processes).encode(), 0)
+
+
+def _let_go() -> None:
+    for lock in _held:
+        os.close(lock)
+    _held.clear()
+
+
+# Forked workers may outlive a killed run for ever, and they write nothing: they must not keep its lock.
+os.register_at_fork(after_in_child=_let_go)
 
 
 def build_first(
@@ -86,15 +153,30 @@ def build_in_child(
     order.bases = {name: dict(a.manifest) for name, a in inputs.items() if a.stage == "base"}
     file = root / f".{stage.name}.order.json"
     order.write(file)
-    code = subprocess.run(
-        [sys.executable, "-m", "finetune.child", str(file)], env=without_launcher(os.environ), check=False
-    ).returncode
+    command = [sys.executable, "-m", "finetune.child", str(file)]
+    with subprocess.Popen(command, env=without_launcher(os.environ), pass_fds=_held) as child:
+        _sign(os.getpid(), child.pid)
+        try:
+            code = child.wait()
+        finally:
+            child.kill()
+    _sign(os.getpid())
     if code != 0:
-        raise SystemExit(code)
+        raise SystemExit(_exit_code(stage.name, code))
     file.unlink()
     result = find(stage, config, root=root, inputs=inputs)
     assert result is not None, f"{stage.name} ended without an error and without a result"
     return result
+
+
+def _exit_code(name: str, code: int) -> int:
+    """The child's code; when a signal ended it, say what to do, and give the code a shell would give (128 + n)."""
+    if code > 0:
+        return code
+    cause = "; most likely memory ran out: set a lower score.batch_tokens" if -code == signal.SIGKILL else ""
+    print(f"{name}: ended by signal {-code} ({signal.strsignal(-code)}){cause}; the same command goes on from here",
+          file=sys.stderr)  # fmt: skip
+    return 128 - code
 
 
 def _wait_for(path: Path) -> Artifact:

@@ -19,7 +19,7 @@ from finetune.artifacts import Artifact, Stage  # noqa: E402
 from finetune.config import Recipe, load  # noqa: E402
 from finetune.config.section import Section  # noqa: E402
 from finetune.errors import RecipeError  # noqa: E402
-from finetune.ranks import build_first, build_in_child, build_together, is_first, world  # noqa: E402
+from finetune.ranks import build_first, build_in_child, build_together, hold, is_first, rank, world  # noqa: E402
 
 USAGE = """usage: accelerate launch finetune/train.py recipe=NAME [model=] [method=lora|qlora] [machine=] [tracking=]
                                            [stages=[sft,dpo]] [any.key=value] [--config-dir DIR]
@@ -135,10 +135,10 @@ def main(words: Sequence[str]) -> int:
     try:
         config_dir, words = split_config_dir(words)
         recipe = ready(words, config_dir)
-        bundle = run(recipe, say, words)
+        with hold(Path(recipe.work)):
+            bundle = run(recipe, say, words)
     except RecipeError as error:
-        if is_first():
-            print(error, file=sys.stderr)
+        print(error if is_first() else f"rank {rank()}: {'; '.join(map(str, error.problems))}", file=sys.stderr)
         return 2
     say(f"bundle: {bundle}")
     say(f"report: {bundle / 'report.html'}")
