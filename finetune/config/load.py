@@ -64,13 +64,18 @@ def validate(plain: dict[str, Any]) -> Recipe:
 
 
 def choices(group: str, config_dir: Path | None = None) -> dict[str, Path]:
-    """Name -> file of every option of a Hydra group, private ones included."""
+    """Name -> file of every option of a Hydra group, private ones included; none of them may take a name of ours."""
     folders = [RECIPES if group == "recipe" else CONFIGS / group]
     if config_dir is not None:
         if not config_dir.is_dir():
             raise RecipeError.one("--config-dir", str(config_dir), "is not a folder", "name a folder with *.yaml")
         folders += [config_dir] if group == "recipe" else [config_dir / group]
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    found: dict[str, Path] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*.yaml"))):
+        if (other := found.setdefault(file.stem, file)).resolve() != file.resolve():
+            rule = f"{group}={file.stem} is a name of the toolkit already ({other}), and one of both would be shadowed"
+            raise RecipeError.one(str(file), None, rule, f"rename it, for example {file.stem}_ours.yaml")
+    return found
 
 
 def _register(recipes: dict[str, Path]) -> None:
@@ -99,13 +104,14 @@ def _settable(word: str) -> str:
 
 def _check_choices(words: Iterable[str], config_dir: Path | None) -> None:
     given = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in GROUPS)
-    problems = []
-    for group, value in given.items():
-        options = sorted(choices(group, config_dir))
-        if value not in options:
-            problems.append(Problem(group, value, "is not a known choice", suggest(value, options)))
+    known = {group: sorted(choices(group, config_dir)) for group in GROUPS}
+    problems = [
+        Problem(group, value, "is not a known choice", suggest(value, known[group]))
+        for group, value in given.items()
+        if value not in known[group]
+    ]
     if "recipe" not in given:
-        options = sorted(choices("recipe", config_dir))
+        options = known["recipe"]
         problems.append(Problem("recipe", None, "say which recipe to run", f"recipe={options[0]}" + _others(options)))
     if problems:
         raise RecipeError(problems)

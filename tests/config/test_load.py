@@ -84,6 +84,15 @@ def test_a_private_model_is_found_in_config_dir(tmp_path: Path) -> None:
     assert recipe.model.architecture.num_hidden_layers == 3
 
 
+@pytest.mark.parametrize("name", ["model/tiny_qwen3.yaml", "machine/auto.yaml", "legal.yaml"])
+def test_a_private_file_with_a_name_of_ours_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("title: never read\n")
+    (problem,) = problems_of("recipe=legal", "model=tiny_qwen3", config_dir=tmp_path)
+    assert str(tmp_path / name) in problem
+    assert "is a name of the toolkit already" in problem
+
+
 def test_a_broken_recipe_file_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "ours.yaml").write_text("title: [a\nb: c")
     (problem,) = problems_of("recipe=ours", config_dir=tmp_path)
