@@ -93,15 +93,17 @@ def _prepare(options: argparse.Namespace) -> int:
     from finetune.base import find_base
     from finetune.corpus import prepare
     from finetune.corpus.read import find_documents
+    from finetune.ranks import hold
     from finetune.train import identity, ready
 
     recipe = ready(options.words, options.config_dir, elsewhere=True)
-    prepared = build(
-        prepare.STAGE,
-        identity(recipe, prepare.Config),
-        root=Path(recipe.work),
-        inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, recipe.documents)},
-    )
+    with hold(Path(recipe.work)):
+        prepared = build(
+            prepare.STAGE,
+            identity(recipe, prepare.Config),
+            root=Path(recipe.work),
+            inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, recipe.documents)},
+        )
     print(f"prepared: {prepared.path}\ndatasheet: {prepared.file('datasheet.html')}")
     return 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import ranks, train
+from finetune import cli, ranks, train
 from finetune.artifacts import Stage
 from finetune.errors import RecipeError
 
@@ -141,3 +141,13 @@ def test_the_main_job_does_no_work_in_a_folder_where_another_works(
     with ranks.hold(tmp_path):
         assert train.main(["recipe=maintenance", "model=tiny_qwen3", "machine=cpu", f"work={tmp_path}"]) == 2
     assert f"another run (process {os.getpid()}) is working there" in capsys.readouterr().err
+
+
+def test_prepare_does_no_work_in_a_folder_where_another_works(
+    tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "_LOCK_TRIES", 1)
+    with ranks.hold(tmp_path):
+        assert cli.main(["prepare", "recipe=maintenance", "model=tiny_qwen3", f"work={tmp_path}"]) == 2
+    assert "is working there" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
