@@ -27,7 +27,7 @@ def plan(
     tokens: Mapping[str, int] | None = None,
     here: Here | None = None,
 ) -> Plan:
-    """Plan a recipe whose machine is resolved. `rows` and `tokens` (stage -> number) come from PREPARE once it ran.
+    """Plan a recipe whose machine is resolved. `rows` and `tokens` (stage -> number): counts instead of limits.
 
     With `here`, this machine's free disk counts as well. Nothing is started, downloaded or written.
     """
@@ -110,7 +110,7 @@ def _better(found: Plan) -> Iterator[str]:
     if layout == "ddp" and method == "qlora" and ("lora", "zero3") in roomy:
         yield "method=lora machine.layout=zero3 trains on the unquantised weights: merging then loses nothing"
     if not found.tokens_known:
-        yield "tokens and hours are upper limits (full rows); after `finetune prepare` they are counted"
+        yield "tokens and hours are upper limits (full rows); the datasheet of `finetune prepare` has the real counts"
 
 
 def _models(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
