@@ -1,5 +1,6 @@
 """The pictures of the report. Each is drawn twice, for a wide and a narrow page, so that text keeps its size."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,8 @@ def scores(facts: Facts) -> Plot:
         tasks = facts["tasks"]
         places = _flow([t["system"][system] for system in (*OTHERS, "tuned")], width)
         legend = 22 * (1 + places[-1][1]) + 14
-        step = 62 if narrow else 44
+        titles = [task["title"] if narrow else _broken(task["title"]) for task in tasks]
+        step = 62 if narrow else 26 + 18 * max(1 + title.count("\n") for title in titles)
         figure, axes = make_axes(
             width, len(tasks) * step + 34 + legend, left=10 if narrow else 190, right=14, top=legend, bottom=30
         )
@@ -111,7 +113,7 @@ def scores(facts: Facts) -> Plot:
         axes.set_yticks([])
         for at, task in enumerate(tasks):
             height = at + (0.16 if narrow else 0)
-            _say(axes, 0 if narrow else -190, at - (0.24 if narrow else 0), task["title"])
+            _say(axes, 0 if narrow else -190, at - (0.24 if narrow else 0), titles[at])
             axes.plot([0, 1], [height, height], color=INK["hair"], linewidth=1, zorder=1)
             for system in (*OTHERS, "tuned"):
                 if task.get(system) is not None:
@@ -154,8 +156,7 @@ def general(facts: Facts, limit: float | None) -> Plot:
             axes.plot([0, value], [height, height], color=colour, linewidth=2.5, zorder=3)
             axes.plot(value, height, "o", color=colour, markersize=8, zorder=4)
             if narrow:
-                _say(axes, 0, at - 0.26, kind, size=SMALL)
-                _say(axes, 0, at - 0.26, figures.change(value), size=SMALL, right=True, colour=INK["muted"])
+                _say(axes, 0, at - 0.26, f"{kind}: {figures.change(value)}", size=SMALL)
             else:
                 _say(axes, -190, at, kind)
                 _say(axes, 14, at, figures.change(value), right=True, outside=True, colour=INK["muted"])
@@ -282,6 +283,12 @@ def _say(
         ha="right" if right and not outside else "left", va="center", fontsize=size, fontweight=weight, color=colour,
         annotation_clip=False,
     )
+
+
+def _broken(title: str) -> str:
+    """The title in lines that end before the axes begin; a Chinese character is as wide as two Latin ones."""
+    wide = sum(ord(letter) > 0x2E7F for letter in title) * 2 > len(title)
+    return textwrap.fill(title, 12 if wide else 24)
 
 
 def _span(axes: "Axes", values: Sequence[float]) -> None:
