@@ -288,7 +288,7 @@ def read_pdf(name: str, data: bytes, problems: list[Problem]) -> Blocks:
     ) as error:
         where = f"{name}:{page_number}" if page_number else name
         problems.append(
-            Problem(where, None, f"this PDF cannot be read ({type(error).__name__}: {error})", "save it again as PDF")
+            Problem(where, None, f"this PDF cannot be read ({type(error).__name__})", "save it again as PDF")
         )
         return []
     return blocks
@@ -328,7 +328,7 @@ def read_docx(name: str, data: bytes, problems: list[Problem]) -> Blocks:
         zlib.error,
     ) as error:
         problems.append(
-            Problem(name, None, f"this DOCX cannot be read ({type(error).__name__}: {error})", "save it again as .docx")
+            Problem(name, None, f"this DOCX cannot be read ({type(error).__name__})", "save it again as .docx")
         )
         return []
     return [Block(_printable(text), number, level) for number, (text, level) in enumerate(pieces, start=1)]
