@@ -173,7 +173,8 @@ def _exit_code(name: str, code: int) -> int:
     """The child's code; when a signal ended it, say what to do, and give the code a shell would give (128 + n)."""
     if code > 0:
         return code
-    cause = "; most likely memory ran out: set a lower score.batch_tokens" if -code == signal.SIGKILL else ""
+    memory = "; most likely memory ran out (score and proof take less with a lower score.batch_tokens)"
+    cause = memory if -code == signal.SIGKILL else ""
     print(f"{name}: ended by signal {-code} ({signal.strsignal(-code)}){cause}; the same command goes on from here",
           file=sys.stderr)  # fmt: skip
     return 128 - code
