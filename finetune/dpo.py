@@ -65,7 +65,7 @@ def run(
     from finetune.resume import step_of
 
     timings = {"load": 0.0, "train": 0.0}
-    epochs = float(training.trl.get("num_train_epochs", 1))
+    epochs = training.epochs
     steps = steps_of(len(rows), batch_size=training.batch_size, epochs=epochs, max_steps=training.max_steps)
     lengths = [len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
     order = plan_order(lengths, batch_size=training.batch_size, steps=steps, seed=settings.seed)

@@ -1,7 +1,7 @@
 """Stages CPT and SFT: one adapter, trained on running text or on conversations, with TRL's SFTTrainer.
 
 Rows come tokenised, with labels, from PREPARE; TRL's own templates and masks are switched off, so that what is
-trained is exactly what `finetune show` displays and what a server will see. CPT is the same loop with every token
+trained is exactly what a server will see. CPT is the same loop with every token
 supervised; SFT goes on with its adapter.
 """
 
@@ -51,11 +51,6 @@ def run(
 ) -> dict[str, Any]:
     """Train on `sft_train.parquet`; `start` is the adapter of CPT, if there was one."""
     settings = Config.model_validate(config)
-    if settings.sft.packing:
-        raise RecipeError.one(
-            "sft.packing", True, "rows of like length are batched instead, which fills as well without a leak",
-            "set sft.packing=false",
-        )
     return _train(
         "sft", settings.sft, settings, out=out, base=base, train=prepared.file("sft_train.parquet"),
         valid=prepared.file("sft_valid.parquet"), start=start, machine=machine, tracker=tracker, say=say,
@@ -118,7 +113,7 @@ def _train(
     from finetune import arguments, loop
     from finetune.resume import step_of
 
-    epochs = float(training.trl.get("num_train_epochs", 1))
+    epochs = training.epochs
     steps = steps_of(len(lengths), batch_size=training.batch_size, epochs=epochs, max_steps=training.max_steps)
     order = plan_order(lengths, batch_size=training.batch_size, steps=steps, seed=settings.seed)
     device = device_of(machine)

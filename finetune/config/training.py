@@ -49,7 +49,7 @@ class Sft(Training):
     """Supervised fine-tuning: only what the model must emit is supervised, end of turn included."""
 
     packing: bool = False
-    """Refused: rows of like length are batched instead, which fills as well without attention across rows."""
+    """Several rows in one sequence: refused, rows of like length are batched instead."""
 
 
 class Pairs(Section):
