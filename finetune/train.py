@@ -142,7 +142,7 @@ def main(words: Sequence[str]) -> int:
         return 2
     say(f"bundle: {bundle}")
     say(f"report: {bundle / 'report.html'}")
-    say(f"next:   finetune verify {bundle} && less {bundle / 'serve.sh'}")
+    say(f"next:   {own_command()} verify {bundle} && less {bundle / 'serve.sh'}")
     return 0
 
 
@@ -160,6 +160,12 @@ def split_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
             rest.pop(index)
             break
     return folder, rest
+
+
+def own_command() -> Path:
+    """The `finetune` command beside this interpreter: whoever typed `make demo` has no environment activated."""
+    command = Path(sys.executable).with_name("finetune")
+    return command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
 
 
 def print_line(line: str) -> None:
