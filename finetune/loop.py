@@ -178,6 +178,15 @@ class _Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.first = state.global_step
+        # A SIGTERM does not wait for an evaluation; it is made up for here, on the weights of the step it belongs to.
+        if history := self.trainer.history:
+            self._measure_if_due(history[-1])
+
+    def _measure_if_due(self, record: dict[str, Any]) -> None:
+        step = record["step"]
+        due = step % self.run.eval_steps == 0 or step >= self.run.steps
+        if due and self.trainer.eval_batches and "eval_loss" not in record:
+            record.update(self.trainer.measure())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, run, step = self.trainer, self.run, state.global_step
@@ -194,8 +203,8 @@ class _Watch(TrainerCallback):
         trainer._metrics["train"].clear()
         trainer._step_batches = []
         last = step >= run.steps
-        if trainer.eval_batches and not stop and (step % run.eval_steps == 0 or last):
-            record.update(trainer.measure())
+        if last or not stop:
+            self._measure_if_due(record)
         trainer.history.append(record)
         if is_first():
             self._tell(record, last)
