@@ -44,6 +44,17 @@ def die_after(seconds: float) -> None:
     threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
 
+class Terminating(tiny.Silent):
+    """Sends SIGTERM to its own process from inside the training loop, when the numbers of a step are logged."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def log(self, prefix: str, metrics: Any, step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def attempt(stage: str, root: Path, inputs: dict[str, artifacts.Artifact], *, kill: tuple[str, float] | None) -> int:
     """Fork, train, and return the exit code (negative: the signal that ended it)."""
     child = os.fork()
@@ -57,12 +68,13 @@ def attempt(stage: str, root: Path, inputs: dict[str, artifacts.Artifact], *, ki
             die_at_operation(root, int(kill[1]))
         elif kill and kill[0] == "time":
             die_after(kill[1])
-        config = tiny.sft_config(save_steps=2, eval_steps=3)
+        tracker = Terminating(int(kill[1])) if kill and kill[0] == "step" else tiny.Silent()
+        config = tiny.sft_config(save_steps=2, eval_steps=3, log_steps=1)
         kind, given = sft.SFT_STAGE, {name: inputs[name] for name in ("base", "prepared")}
         if stage == "dpo":
             config["dpo"] = {**config.pop("sft"), "trl": {"learning_rate": 1e-3, "num_train_epochs": 2}}
             kind, given = dpo.STAGE, inputs
-        artifacts.build(kind, config, root=root, inputs=given, machine=tiny.machine(), tracker=tiny.Silent())
+        artifacts.build(kind, config, root=root, inputs=given, machine=tiny.machine(), tracker=tracker)
     except SystemExit as stop:
         sys.stdout.flush()
         os._exit(int(stop.code or 0))
@@ -95,7 +107,8 @@ def main(stage: str, root: Path, seed: int) -> None:
         [("operation", draw.randrange(2, 165)), ("operation", draw.randrange(2, 110))] for _ in range(7)
     ]
     plans += [[("time", draw.uniform(0.3, 0.9) * whole), ("time", draw.uniform(0.3, 0.9) * whole)] for _ in range(3)]
-    plans += [[("term", draw.uniform(0.4, 0.75) * whole)] for _ in range(3)]
+    plans += [[("term", draw.uniform(0.2, 0.6) * whole)] for _ in range(3)]
+    plans += [[("step", step)] for step in (1, 2)]
     for number, plan in enumerate(plans):
         place = root / f"trial-{number}"
         codes = []
