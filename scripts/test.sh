@@ -14,9 +14,9 @@ find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +10 -delete 2>/dev/null
 describe() {
     case $1 in
         lint) echo "ruff, and mypy --strict on finetune/ (about 1 minute)" ;;
-        fast) echo "tests that train nothing (about 2 minutes)" ;;
-        slow) echo "tests that load or train the embedded model (about 20 minutes)" ;;
-        distributed) echo "tests that start several processes (about 10 minutes)" ;;
+        fast) echo "tests that train nothing (about 3 minutes)" ;;
+        slow) echo "tests that load or train the embedded model (about 10 minutes)" ;;
+        distributed) echo "tests that start several processes (about 4 minutes)" ;;
     esac
 }
 
