@@ -20,7 +20,11 @@ the main job over several GPUs: accelerate launch finetune/train.py recipe=legal
 def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `finetune plan ... | head` is no error
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:  # argparse gives up on key=value words that follow an option such as --config-dir
+        if not hasattr(options, "words") or any(word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.words += rest
     try:
         return int(options.run(options))
     except RecipeError as error:

@@ -125,3 +125,11 @@ def test_help_names_every_subcommand() -> None:
 @pytest.mark.parametrize("words", [["--config-dir", "mine", "a=1"], ["a=1", "--config-dir=mine"]])
 def test_config_dir_is_taken_out_of_the_words(words: list[str]) -> None:
     assert split_config_dir(words) == (Path("mine"), ["a=1"])
+
+
+def test_words_may_stand_on_both_sides_of_an_option(tmp_path: Path) -> None:
+    words = ["recipe=legal", "--config-dir", str(tmp_path), "sft.max_steps=7"]
+    result = run("-m", "finetune.cli", "config", *words, "model=smollm2_135m")
+    assert result.returncode == 0, result.stderr
+    assert "max_steps: 7" in result.stdout
+    assert run("-m", "finetune.cli", "config", "recipe=legal", "--jsn").returncode == 2

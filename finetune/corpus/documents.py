@@ -315,6 +315,7 @@ def read_docx(name: str, data: bytes, problems: list[Problem]) -> Blocks:
                 pieces += [(" | ".join(" ".join(cell.text.split()) for cell in row.cells), 0) for row in item.rows]
             else:
                 pieces.append((item.text, _docx_level(item.style.name if item.style is not None else "")))
+    # As for PDF: a broken archive or a feature the parser has not implemented surfaces as any of these.
     except (
         OpcError,
         LxmlError,
