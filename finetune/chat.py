@@ -10,24 +10,21 @@ renders with enable_thinking=True, so that the reasoning is part of what the mod
 Qwen3's template, which is why the flag is always passed.
 """
 
-import datetime as dt
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from finetune.corpus.records import Message, Mode
+from finetune.checkpoint import bake_mode
+from finetune.corpus.records import Message, Mode, mode_of
 from finetune.errors import RecipeError
+from finetune.template import environment, read_template
 
 IGNORED = -100
 """The label of a token that is not trained on (torch's cross entropy skips it)."""
@@ -41,6 +38,7 @@ class Supervised:
 
     input_ids: list[int]
     labels: list[int]
+    mode: Mode = "plain"
 
     @property
     def supervised_tokens(self) -> int:
@@ -84,7 +82,7 @@ class ChatFormat:
         if generation.is_file():
             more = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") or []
             stops += [more] if isinstance(more, int) else more
-        chat = cls(directory, tokenizer, _read_template(directory, settings), special, tuple(dict.fromkeys(stops)))
+        chat = cls(directory, tokenizer, read_template(directory, settings), special, tuple(dict.fromkeys(stops)))
         chat._check()
         return chat
 
@@ -151,31 +149,33 @@ class ChatFormat:
             raise self._unproven(prompt + str(last.get("content") or "") + self.end_of_turn, whole)
         for part in ("reasoning_content", "content"):
             if str(last.get(part) or "").strip() not in answer:
-                raise RecipeError.one(
-                    f"messages[-1].{part}",
-                    str(last[part]),
-                    f"the chat template of {self.directory.name} does not write it, so it cannot be trained",
-                    "choose a model whose template does, or leave this part out of the task",
-                )
+                raise self._not_written(f"messages[-1].{part}", str(last[part]))
+        for name in _called(last):
+            if name not in answer:
+                raise self._not_written("messages[-1].tool_calls", name)
         return answer + end
 
     def supervise(self, messages: Sequence[Message], mode: Mode = "plain", tools: Sequence[Any] = ()) -> Supervised:
-        """The last assistant turn as a training example: prompt ids masked, answer ids trained, nothing after them."""
-        prompt = self.prompt_ids(messages[:-1], mode, tools)
+        """The last assistant turn as a training example: prompt ids masked, answer ids trained, nothing after them.
+
+        Raises RecipeError for what the template would drop in silence: tools, calls, results, reasoning, any text.
+        """
+        text = self.prompt_text(messages[:-1], mode, tools)
+        self._check_written(messages[:-1], mode, tools, text)
+        prompt = self.encode(text)
         answer = self.encode(self.answer_text(messages, mode, tools))
         assert answer[-1] == self.eos_id, "an answer ends with the end of turn"
-        return Supervised(prompt + answer, [IGNORED] * len(prompt) + answer)
+        return Supervised(prompt + answer, [IGNORED] * len(prompt) + answer, mode)
 
-    def supervise_turns(
-        self, messages: Sequence[Message], mode: Mode = "plain", tools: Sequence[Any] = ()
-    ) -> Iterator[Supervised]:
+    def supervise_turns(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Iterator[Supervised]:
         """One example for each assistant turn, its history rendered as a server would have sent it at that moment.
 
-        One row with several trained turns would be wrong for Qwen3: serving strips reasoning from history.
+        A turn with reasoning trains thinking mode, one without trains plain mode. One row with several trained turns
+        would be wrong for Qwen3: serving strips reasoning from history and writes no empty block there.
         """
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                yield self.supervise(messages[: index + 1], mode, tools)
+                yield self.supervise(messages[: index + 1], mode_of(message), tools)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; control tokens in it are read as such, nothing is added."""
@@ -186,28 +186,44 @@ class ChatFormat:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
-    def prove(self, mode: Mode = "plain") -> None:
-        """Raise RecipeError unless, for probe conversations, prompt + answer ids equal the whole rendering's ids."""
-        final: Message = {"role": "assistant", "content": "Replaced the left bucket tooth."}
-        if mode == "think":
-            final |= {"reasoning_content": "The tooth broke. It is on the left."}
-        question: Message = {"role": "user", "content": "What was done?\n\nLH tooth broken, 12 h."}
-        history = [question, {"role": "assistant", "content": "Which unit?"}, {"role": "user", "content": "Unit 7."}]
-        for before in ([question], history, [{"role": "system", "content": "Answer briefly."}, *history]):
-            messages = [*before, final]
-            apart = self.supervise(messages, mode).input_ids
-            whole = self.encode(self._render(messages, mode, (), generate=False))[: len(apart)]
+    def prove(self, mode: Mode = "plain", *, tools: bool = False) -> None:
+        """Raise RecipeError unless, for probe conversations, prompt + answer ids equal the whole rendering's ids.
+
+        Probes: with and without system turn and history; with `tools` also offered tools, calls and their results.
+        """
+        for messages, offered in _probes(mode, tools):
+            apart = self.supervise(messages, mode, offered).input_ids
+            whole = self.encode(self._render(messages, mode, offered, generate=False))[: len(apart)]
             if apart != whole:
                 raise self._differing(apart, whole)
 
-    def _render(self, messages: Sequence[Message], mode: Mode, tools: Sequence[Any], *, generate: bool) -> str:
+    def prove_modes(self, modes: Sequence[Mode], default: Mode) -> None:
+        """Raise RecipeError unless each mode has a prompt of its own, and the exported template, asked for none, gives
+        the default's (enable_thinking absent means thinking in Qwen3's template, so the default is written into it)."""
+        exported = replace(self, template=bake_mode(self.template, default))
+        for messages, offered in _probes("plain", tools=False):
+            prompts = {mode: self.prompt_text(messages[:-1], mode, offered) for mode in modes}
+            if len(set(prompts.values())) < len(modes):
+                raise RecipeError.one(
+                    "model.modes",
+                    list(modes),
+                    f"the chat template of {self.directory.name} gives one prompt for both (no enable_thinking)",
+                    f"model.modes=[{default}]",
+                )
+            served = exported._render(messages[:-1], None, offered, generate=True)
+            if served != prompts[default]:
+                raise self._unproven(prompts[default], served)
+
+    def _render(self, messages: Sequence[Message], mode: Mode | None, tools: Sequence[Any], *, generate: bool) -> str:
+        """`mode` None leaves enable_thinking out, as a request does that names no mode."""
+        switch = {} if mode is None else {"enable_thinking": mode == "think"}
         try:
             return self._compiled.render(
                 messages=[dict(message) for message in messages],
                 tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=generate,
-                enable_thinking=mode == "think",
+                **switch,
                 **self.special,
             )
         except jinja2.TemplateError as error:
@@ -220,7 +236,7 @@ class ChatFormat:
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        return _environment().from_string(self.template)
+        return environment().from_string(self.template)
 
     def _check(self) -> None:
         pad = self.special.get("pad_token")
@@ -247,6 +263,24 @@ class ChatFormat:
                 f"{list(self.stop_ids)}",
                 "add that id to eos_token_id in generation_config.json",
             )
+
+    def _check_written(self, messages: Sequence[Message], mode: Mode, tools: Sequence[Any], prompt: str) -> None:
+        if tools and prompt == self.prompt_text(messages, mode):
+            raise self._not_written("tools", None)
+        for index, message in enumerate(messages):
+            if str(message.get("content") or "").strip() not in prompt:
+                raise self._not_written(f"messages[{index}].content", str(message["content"]))
+            for name in _called(message):
+                if name not in prompt:
+                    raise self._not_written(f"messages[{index}].tool_calls", name)
+
+    def _not_written(self, part: str, value: str | None) -> RecipeError:
+        return RecipeError.one(
+            part,
+            value,
+            f"the chat template of {self.directory.name} does not write it, so it cannot be trained",
+            "choose a model whose template does, or leave this part out of the task",
+        )
 
     def _check_mode(self, last: Message, mode: Mode) -> None:
         reasoning = str(last.get("reasoning_content") or "").strip()
@@ -285,55 +319,41 @@ class ChatFormat:
         return "[" + " ".join(f"{i}:{self.decode([i], skip_special=False)!r}" for i in window) + "]"
 
 
+def _called(message: Message) -> Iterator[str]:
+    """Names of the functions that an assistant's message calls, and of their arguments."""
+    for call in message.get("tool_calls") or ():
+        yield call["function"]["name"]
+        yield from call["function"]["arguments"]
+
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find_unit",
+        "description": "Find a unit by its number.",
+        "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]},
+    },
+}
+
+
+def _probes(mode: Mode, tools: bool) -> Iterator[tuple[list[Message], list[Any]]]:
+    """(conversation whose last turn is trained, tools offered)."""
+    thought = {"reasoning_content": "The tooth broke. It is on the left."} if mode == "think" else {}
+    final: Message = {"role": "assistant", "content": "Replaced the left bucket tooth.", **thought}
+    question: Message = {"role": "user", "content": "What was done?\n\nLH tooth broken, 12 h."}
+    history = [question, {"role": "assistant", "content": "Which unit?"}, {"role": "user", "content": "Unit 7."}]
+    system: Message = {"role": "system", "content": "Answer briefly."}
+    for before in ([question], history, [system, *history]):
+        yield [*before, final], []
+    if tools:
+        call: Message = {"type": "function", "function": {"name": "find_unit", "arguments": {"number": 7}}}
+        calling: Message = {"role": "assistant", "content": "", "tool_calls": [call], **thought}
+        result: Message = {"role": "tool", "content": '{"unit": "pump"}'}
+        for before in ([question], [system, *history]):
+            yield [*before, calling], [_TOOL]
+            yield [*before, calling, result, final], [_TOOL]
+
+
 def _token_text(token: Any) -> str:
     """A token in tokenizer_config.json is a string or the dict form of an AddedToken."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
-
-
-def _read_template(directory: Path, settings: Mapping[str, Any]) -> str:
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # [{"name": "default", "template": ...}, ...]
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    if not isinstance(template, str):
-        raise RecipeError.one(
-            "model.path",
-            str(directory),
-            "it has no chat template (neither chat_template.jinja nor in its config)",
-            "use an instruction-tuned model, or put its chat_template.jinja beside tokenizer.json",
-        )
-    return template
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's text in some training templates; rendering passes it through."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment of transformers' chat_template_utils: templates are foreign code and stay in the sandbox."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: dt.datetime.now().strftime(pattern)  # noqa: DTZ005
-    return environment
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """jinja2's own filter escapes HTML characters, which no server does."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)

@@ -15,8 +15,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "artifacts", "config"},
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint",
-     "order", "resume"},
-    {"base", "ranks", "child", "generate", "loop", "tracking", "adapter", "fourbit", "head", "arguments"},
+     "order", "resume", "spikes", "template"},
+    {"base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "fourbit", "head",
+     "arguments", "reference"},
     {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff", "report"},
     {"train", "cli"},
 ]
@@ -24,7 +25,7 @@ STAGES = {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}
 
 
-TRAINER = {"head", "arguments", "loop"}
+TRAINER = {"head", "arguments", "collective", "guard", "loop"}
 """Classes on top of torch and the Trainer: stage modules import these rooms inside their functions."""
 
 

@@ -95,11 +95,35 @@ def test_every_template_is_proven_in_plain_mode(chat: ChatFormat) -> None:
     chat.prove("plain")
 
 
-def test_qwen3_is_proven_in_think_mode(qwen3: ChatFormat) -> None:
-    qwen3.prove("think")
+@pytest.mark.parametrize("mode", ["plain", "think"])
+def test_qwen3_is_proven_in_both_modes_with_tools(qwen3: ChatFormat, mode: Any) -> None:
+    qwen3.prove(mode, tools=True)
+    qwen3.prove_modes(["plain", "think"], mode)
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_template_that_drops_tools_is_refused_by_the_proof(smollm: ChatFormat) -> None:
+    with pytest.raises(RecipeError, match=r"tools: the chat template of smollm2\S+ does not write it"):
+        smollm.prove("plain", tools=True)
+
+
+def test_two_modes_of_one_prompt_are_refused(smollm: ChatFormat) -> None:
+    """Qwen3#1438: a switch that changes nothing."""
+    smollm.prove_modes(["plain"], "plain")
+    with pytest.raises(RecipeError, match="one prompt for both"):
+        smollm.prove_modes(["plain", "think"], "plain")
+
+
+def test_a_template_whose_default_is_another_mode_is_refused_with_the_tokens(tiny_qwen3: Path, tmp_path: Path) -> None:
+    path = copy(tiny_qwen3, tmp_path / "model")
+    template = (path / "chat_template.jinja").read_text()
+    quiet = template.replace("enable_thinking is defined and enable_thinking is false", "not enable_thinking")
+    (path / "chat_template.jinja").write_text(quiet)
+    ChatFormat.read(path).prove_modes(["plain", "think"], "plain")
+    with pytest.raises(RecipeError, match=r"from token \d+ on: served \[.*\], rendered \[.*<think>"):
+        ChatFormat.read(path).prove_modes(["plain", "think"], "think")
+
+
+@pytest.mark.parametrize("name", [name for name in CONVERSATIONS if name != "tool_result"])
 def test_a_training_row_is_the_served_prompt_and_then_the_answer(chat: ChatFormat, tokenizer: Any, name: str) -> None:
     messages = [*CONVERSATIONS[name], ANSWER]
     row = chat.supervise(messages, "plain")
@@ -132,7 +156,7 @@ def test_reasoning_is_trained_with_both_of_its_tags(qwen3: ChatFormat) -> None:
 def test_each_assistant_turn_is_one_example_with_history_as_served(qwen3: ChatFormat) -> None:
     second = {"role": "assistant", "content": "Article 13.", "reasoning_content": "Twelve plus one."}
     messages = [*CONVERSATIONS["multi_turn_with_reasoning"], second]
-    first_row, second_row = qwen3.supervise_turns(messages, "think")
+    first_row, second_row = qwen3.supervise_turns(messages)
     assert first_row == qwen3.supervise(messages[:2], "think")
     assert trained(qwen3, second_row.labels).endswith("Article 13.<|im_end|>")
     assert "It says twelve" not in qwen3.decode(second_row.input_ids), "serving strips reasoning from history"

@@ -130,4 +130,4 @@ def _chars(general: list[dict[str, str]]) -> Counter[str]:
     return counts
 
 
-STAGE = Stage("prepare", 1, run)
+STAGE = Stage("prepare", 2, run)

@@ -8,6 +8,11 @@ Mode = Literal["plain", "think"]
 Message = dict[str, Any]
 
 
+def mode_of(message: Message) -> Mode:
+    """The mode that an assistant's message trains: `think` where it carries reasoning, else `plain`."""
+    return "think" if str(message.get("reasoning_content") or "").strip() else "plain"
+
+
 @dataclass(frozen=True)
 class Text:
     """A piece of running text: `group` is what a split must not cut through (document, patient, machine)."""
@@ -46,7 +51,10 @@ class Chat:
 
     @property
     def answer(self) -> str:
-        return str(self.messages[-1]["content"])
+        """What a user of the served model should get; tool calls as Qwen3's template (and Hermes') writes them."""
+        calls = (call["function"] for call in self.messages[-1].get("tool_calls") or ())
+        texts = [f"<tool_call>\n{json.dumps(_ordered(call), ensure_ascii=False)}\n</tool_call>" for call in calls]
+        return "\n".join([*filter(None, [str(self.messages[-1]["content"])]), *texts])
 
     def to_json(self) -> str:
         return _line(self)
@@ -79,5 +87,10 @@ class Preference:
         return cls(**{**raw, "messages": tuple(raw["messages"])})
 
 
+def _ordered(call: dict[str, Any]) -> dict[str, Any]:
+    return {"name": call["name"], "arguments": call["arguments"]}
+
+
 def _line(record: Any) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False, sort_keys=True)
+    # Keys keep their order: a template writes tools and arguments in it, and read back they must give the same tokens.
+    return json.dumps(asdict(record), ensure_ascii=False)

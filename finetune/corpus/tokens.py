@@ -39,7 +39,7 @@ def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
     """One row for each assistant turn. Raises RecipeError, naming the row, where the template cannot render it."""
     record = example.chat
     try:
-        turns = list(chat.supervise_turns(record.messages, record.mode, record.tools))
+        turns = list(chat.supervise_turns(record.messages, record.tools))
     except RecipeError as error:
         where = f"{record.source}:{record.line}"
         raise RecipeError(
@@ -48,7 +48,7 @@ def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
     rows = []
     for number, turn in enumerate(turns, start=1):
         name = record.id if len(turns) == 1 else f"{record.id}#{number}"
-        rows.append(TokenRow(name, record.task, turn.input_ids, turn.labels, record.mode))
+        rows.append(TokenRow(name, record.task, turn.input_ids, turn.labels, turn.mode))
     if not all(row.supervised for row in rows):
         raise RecipeError.one(
             f"{record.source}:{record.line}",
