@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
+from finetune.collective import is_first
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.training import Training
 from finetune.errors import RecipeError
 from finetune.head import score_supervised_only
-from finetune.loop import Run, is_first
+from finetune.loop import Run
 from finetune.resume import Layout
 
 

@@ -288,12 +288,17 @@ def load_adapter(
 
 def adapter_keys(model: "PeftModel", name: str = "default") -> set[str]:
     """Names that the adapter's tensors have on disk."""
-    keys = set()
-    for key, _ in model.named_parameters():
+    return set(adapter_parameters(model, name))
+
+
+def adapter_parameters(model: "PeftModel", name: str = "default") -> "dict[str, torch.nn.Parameter]":
+    """The adapter's parameters by the names that they have on disk."""
+    found = {}
+    for key, parameter in model.named_parameters():
         head, dot, tail = key.partition(f".{name}")
         if dot and "lora_" in head and (tail == "" or tail.startswith(".")):
-            keys.add(head + tail)
-    return keys
+            found[head + tail] = parameter
+    return found
 
 
 def _raise_to_float32(model: "PeftModel") -> None:

@@ -164,9 +164,9 @@ def _trainer(adapted: Any, trl_config: Any, places: list[dict[str, Any]], *, bas
     from transformers import AutoTokenizer
     from trl import DPOTrainer
 
-    from finetune import arguments, loop
+    from finetune import arguments, guard
 
-    class GuardedDPOTrainer(loop.Guarded, DPOTrainer):
+    class GuardedDPOTrainer(guard.Guarded, DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             """Rows are tokenised already; TRL would render them with its own template."""
             return dataset

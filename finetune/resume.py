@@ -2,7 +2,8 @@
 
 A checkpoint counts only when its COMPLETE marker is there and every file has the size and hash written in it. The
 marker is written last, after everything else has been synced to disk, so a kill at any instant leaves the checkpoint
-before. Only what passed this check is ever unpickled.
+before. It names the stage and key, the step and the layout, so that a checkpoint of another run, copied or renamed, is
+not taken for ours. Only what passed this check is ever unpickled.
 """
 
 import json
@@ -33,8 +34,8 @@ class Layout:
         return f"{self.kind}, {self.world} processes x {self.per_device} rows x {self.accumulation}"
 
 
-def seal(checkpoint: Path, layout: Layout) -> None:
-    """Sync every file, then write the marker. Call it once all ranks have written."""
+def seal(checkpoint: Path, layout: Layout, *, owner: str) -> None:
+    """Sync every file, then write the marker. Call it once all ranks have written. `owner`: stage and key."""
     files: dict[str, list[Any]] = {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file() and path.name != COMPLETE:
@@ -43,19 +44,19 @@ def seal(checkpoint: Path, layout: Layout) -> None:
             files[str(path.relative_to(checkpoint))] = [path.stat().st_size, artifacts.hash_file(path)]
     for directory in {checkpoint, *(path for path in checkpoint.rglob("*") if path.is_dir())}:
         artifacts.sync_directory(directory)
-    marker = {"layout": asdict(layout), "step": step_of(checkpoint), "files": files}
+    marker = {"owner": owner, "layout": asdict(layout), "step": step_of(checkpoint), "files": files}
     artifacts.write_whole(checkpoint / COMPLETE, json.dumps(marker, indent=1, sort_keys=True))
     artifacts.sync_directory(checkpoint)
     artifacts.sync_directory(checkpoint.parent)
 
 
-def newest(directory: Path, layout: Layout, say: Callable[[str], None]) -> Path | None:
-    """The last complete checkpoint of this layout. What is torn or of another layout is removed, and said."""
+def newest(directory: Path, layout: Layout, say: Callable[[str], None], *, owner: str) -> Path | None:
+    """The last complete checkpoint of this stage, key and layout. What is torn or foreign is removed, and said."""
     if not directory.is_dir():
         return None
     chosen: Path | None = None
     for checkpoint in sorted(_all(directory), key=step_of, reverse=True):
-        fault = _fault_of(checkpoint, layout)
+        fault = _fault_of(checkpoint, layout, owner)
         if fault is not None:
             say(f"checkpoint of step {step_of(checkpoint)} is not used: {fault}")
             shutil.rmtree(checkpoint)
@@ -78,10 +79,11 @@ def _all(directory: Path) -> list[Path]:
     return [path for path in directory.glob(f"{PREFIX}*") if path.is_dir() and path.name[len(PREFIX) :].isdigit()]
 
 
-def _fault_of(checkpoint: Path, layout: Layout) -> str | None:
+def _fault_of(checkpoint: Path, layout: Layout, owner: str) -> str | None:
     try:
         marker = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
         files, saved = dict(marker["files"]), Layout(**marker["layout"])
+        whose, step = marker["owner"], marker["step"]
     except FileNotFoundError:
         return "it was never finished (the run was stopped while it was being written)"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -93,6 +95,8 @@ def _fault_of(checkpoint: Path, layout: Layout) -> str | None:
     extra = {str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file()} - {*files, COMPLETE}
     if extra:
         return f"{sorted(extra)[0]} was put there by somebody else"
+    if (whose, step) != (owner, step_of(checkpoint)):
+        return f"it is step {step} of {whose}, put there by somebody else"
     if saved != layout:
         return f"it was saved by another layout ({saved}; now {layout}), so this stage starts again"
     return None

@@ -189,7 +189,7 @@ def _trainer(adapted: Any, trl_config: Any, rows: dict[str, list[Any]], order: l
     from transformers import AutoTokenizer
     from trl import SFTTrainer
 
-    from finetune import arguments, loop
+    from finetune import arguments, guard
 
     tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
     data = Dataset.from_dict(
@@ -199,7 +199,7 @@ def _trainer(adapted: Any, trl_config: Any, rows: dict[str, list[Any]], order: l
             "row": order,
         }
     )
-    kind = type("GuardedSFTTrainer", (loop.Guarded, SFTTrainer), {})
+    kind = type("GuardedSFTTrainer", (guard.Guarded, SFTTrainer), {})
     trainer = kind(
         model=adapted, args=trl_config, train_dataset=data, processing_class=tokenizer,
         data_collator=Collator(tokenizer.pad_token_id),

@@ -57,7 +57,7 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         "dpo": (dpo.STAGE, dpo.Config),
     }
     adapter: Artifact | None = None
-    with Tracker.open(recipe, work) as tracker:
+    with Tracker.open(recipe, work, prepared.digest) as tracker:
         tracker.follow(prepared)
         live: dict[str, Any] = {"machine": recipe.machine, "tracker": tracker, "say": say}
         for name in recipe.stages:

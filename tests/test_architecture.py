@@ -17,7 +17,7 @@ LAYERS = [
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint",
      "order", "resume", "spikes", "template"},
     {"base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "fourbit", "head",
-     "arguments", "reference"},
+     "arguments", "attention", "reference"},
     {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff", "report"},
     {"train", "cli"},
 ]
@@ -25,7 +25,7 @@ STAGES = {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}
 
 
-TRAINER = {"head", "arguments", "collective", "guard", "loop"}
+TRAINER = {"head", "arguments", "attention", "collective", "guard", "loop"}
 """Classes on top of torch and the Trainer: stage modules import these rooms inside their functions."""
 
 

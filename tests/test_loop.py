@@ -22,7 +22,7 @@ def save(path: Path, **changes: torch.Tensor | None) -> Path:
 
 
 def test_a_whole_adapter_passes_and_is_counted(tmp_path: Path) -> None:
-    assert loop.check_adapter(save(tmp_path), set(GOOD), trained=True) == 12
+    assert loop.check_adapter(save(tmp_path), set(GOOD), GOOD, trained=True) == 12
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,21 @@ def test_a_whole_adapter_passes_and_is_counted(tmp_path: Path) -> None:
         ({"B": torch.ones(0)}, "empty tensors"),
         ({"A": torch.tensor([[float("nan")]])}, "not finite"),
         ({"A": torch.tensor([[float("inf")]])}, "not finite"),
-        ({"B": torch.zeros(3, 2)}, "nothing was trained"),
+        ({"B": torch.full((3, 2), 2.0)}, "not the one in memory"),
+        ({"B": torch.ones(3, 2, dtype=torch.bfloat16)}, "not the one in memory"),
     ],
 )
 def test_a_broken_adapter_is_never_sealed(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
-        loop.check_adapter(save(tmp_path, **changes), set(GOOD), trained=True)
+        loop.check_adapter(save(tmp_path, **changes), set(GOOD), GOOD, trained=True)
+
+
+def test_an_adapter_that_learned_nothing_is_never_sealed(tmp_path: Path) -> None:
+    inert = {**GOOD, "m.lora_B.weight": torch.zeros(3, 2)}
+    file = save(tmp_path, B=inert["m.lora_B.weight"])
+    with pytest.raises(AssertionError, match="nothing was trained"):
+        loop.check_adapter(file, set(GOOD), inert, trained=True)
+    assert loop.check_adapter(file, set(GOOD), inert, trained=False) == 12
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,9 @@ def test_a_log_line_is_the_mean_over_its_window_and_keeps_evaluations(tmp_path: 
     )
     history: list[dict[str, Any]] = [{"step": step, "loss": float(step), "lr": 0.1 * step} for step in range(1, 8)]
     history[4]["eval_loss"] = 9.0
+    history[6]["spike"] = {"what": "loss 7", "records": ["a"]}
     lines = loop._thin(history, run)
     assert [line["step"] for line in lines] == [3, 5, 6, 7]
     assert [line["loss"] for line in lines] == [2.0, 4.5, 6.0, 7.0]
     assert [line.get("eval_loss") for line in lines] == [None, 9.0, None, None]
+    assert [line.get("spikes") for line in lines] == [None, None, None, [{"step": 7, "what": "loss 7", "records": ["a"]}]]
