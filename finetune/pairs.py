@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Dpo, Method, Pairs
-from finetune.corpus.records import Chat, Preference
+from finetune.corpus.records import Chat, Message, Preference
+from finetune.errors import RecipeError
 from finetune.generate import Kept, fold_adapter, generate
 from finetune.score.metrics import NotOneObjectError, read_object, score
 
 _BATCH_TOKENS = 4096
 """Prompt tokens in one generation batch."""
+_THINKING_ENDS = "</think>"
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 class Sampling(Section):
@@ -59,66 +64,103 @@ def run(
 ) -> dict[str, Any]:
     """Write preferences.jsonl: the model's own worse answers against gold, then the ready-made preferences.
 
-    chosen is the gold answer. rejected is the lowest-scoring of the sampled answers below gold's score; if the model
-    is always right, gold with one thing wrong in it (origin `corrupted`). Prompts that give no pair are counted.
+    chosen is the gold answer. rejected is the lowest-scoring of the sampled answers below gold's score, the first
+    sampled of equals; if the model is always right, gold with one thing wrong in it (origin `corrupted`). Prompts of
+    the valid side give the pairs that DPO measures on. Prompts without a pair and unusable answers are counted.
     """
     settings = Config.model_validate(config)
-    ready = [
-        Preference.from_json(line)
-        for line in prepared.file("preferences.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    ready = [Preference.from_json(line) for line in _lines(prepared, "preferences.jsonl")]
     made: list[Preference] = []
     dropped: Counter[str] = Counter()
+    unusable: Counter[str] = Counter()
     asked, seconds = 0, 0.0
     if settings.dpo.pairs is not None:
         name = next(name for name, task in settings.tasks.items() if task.main)
-        train = [
-            row
-            for row in map(Chat.from_json, prepared.file("train.jsonl").read_text(encoding="utf-8").splitlines())
-            if row.task == name
-        ]
+        train, valid = (
+            [row for row in map(Chat.from_json, _lines(prepared, f"{side}.jsonl")) if row.task == name]
+            for side in ("train", "valid")
+        )
         rows = choose_prompts(train, settings.dpo.pairs.prompts, settings.seed)
-        asked = len(rows)
+        held_out = choose_prompts(valid, settings.dpo.pairs.eval_prompts, settings.seed)
+        asked = len(rows) + len(held_out)
         began = time.monotonic()
         chat = ChatFormat.read(base.path)
-        plain = [row for row in rows if row.mode == "plain"]
-        dropped["thinking mode: a preference holds an answer without its reasoning"] += len(rows) - len(plain)
-        sampled = _sample(plain, settings, chat, base, adapter, machine, Kept(out / ".samples.jsonl"), say)
-        for row, answers in zip(plain, sampled, strict=True):
-            pair = make_pair(row, answers, settings.tasks[name], train, chat, settings.seed)
+        sampled = _sample([*rows, *held_out], settings, chat, base, adapter, machine, Kept(out / ".samples.jsonl"), say)
+        for number, (row, texts) in enumerate(zip([*rows, *held_out], sampled, strict=True)):
+            answers = [read_answer(text, row, chat) for text in texts]
+            unusable.update(answer for answer in answers if isinstance(answer, str))
+            usable = [answer for answer in answers if not isinstance(answer, str)]
+            pair = make_pair(row, usable, settings.tasks[name], train, settings.seed)
             if isinstance(pair, str):
                 dropped[pair] += 1
             else:
-                made.append(pair)
+                made.append(replace(pair, held_out=number >= len(rows)))
         seconds = time.monotonic() - began
-    write_whole(out / "preferences.jsonl", "".join(f"{pair.to_json()}\n" for pair in [*made, *ready]))
+    both = [*made, *ready]
+    write_whole(out / "preferences.jsonl", "".join(f"{pair.to_json()}\n" for pair in both))
     facts = {
         "prompts": asked,
-        "pairs": len(made) + len(ready),
-        "origins": dict(sorted(Counter(pair.origin for pair in [*made, *ready]).items())),
-        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        "pairs": len(both),
+        "held_out": sum(pair.held_out for pair in both),
+        "origins": dict(sorted(Counter(pair.origin for pair in both).items())),
+        "dropped": dict(sorted(dropped.items())),
+        "unusable": dict(sorted(unusable.items())),
         "timings": {"sample": round(seconds, 2)},
     }
-    say(f"pairs: {facts['pairs']} preferences {facts['origins']}, dropped {facts['dropped']}")
+    held = f"{facts['held_out']} of them to measure on"
+    say(f"pairs: {facts['pairs']} preferences {facts['origins']}, {held}, dropped {facts['dropped']}")
     return facts
 
 
-STAGE = Stage("pairs", 1, run)
+STAGE = Stage("pairs", 3, run)
 
 
-def choose_prompts(train: Sequence[Chat], count: int, seed: int) -> list[Chat]:
-    """The same training rows for the same seed, drawn by a hash of seed and id."""
-    return sorted(train, key=lambda row: _draw(seed, row.id))[:count]
+def choose_prompts(rows: Sequence[Chat], count: int, seed: int) -> list[Chat]:
+    """The same rows for the same seed, drawn by a hash of seed and id."""
+    return sorted(rows, key=lambda row: _draw(seed, row.id))[:count]
 
 
-def make_pair(
-    row: Chat, answers: Sequence[str], task: Task, train: Sequence[Chat], chat: ChatFormat, seed: int
-) -> Preference | str:
+def read_answer(text: str, row: Chat, chat: ChatFormat) -> Message | str:
+    """The message that a sampled text is, or why it cannot be learnt from: what is learnt is what it renders to.
+
+    In thinking mode the reasoning ends with </think>; where the row offers tools, <tool_call> blocks are calls.
+    """
+    message: Message = {"role": "assistant", "content": ""}
+    reasoning = ""
+    if row.mode == "think":
+        reasoning, closed, text = text.rpartition(_THINKING_ENDS)
+        reasoning = reasoning.strip().removeprefix("<think>").strip()
+        if not closed or not reasoning:
+            return "the reasoning is empty or never ended"
+        message["reasoning_content"] = reasoning
+    calls = []
+    if row.tools:
+        try:
+            calls = [json.loads(found) for found in _CALL.findall(text)]
+            made = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
+        except (ValueError, KeyError, TypeError):
+            return "a tool call that is no JSON object with name and arguments"
+        if made:
+            message["tool_calls"] = [{"type": "function", "function": call} for call in made]
+        text = _CALL.sub("", text)
+    message["content"] = text.strip()
+    if not message["content"] and not calls:
+        return "empty"  # it would teach not to stop at once
+    if chat.find_control_token(message["content"] + reasoning + json.dumps(calls, ensure_ascii=False)):
+        return "a control token in the text"  # it would be read as markup
+    try:
+        chat.answer_text([*row.prompt, message], row.mode, row.tools)
+    except RecipeError:
+        return "the chat template does not render it as it is"
+    return message
+
+
+def make_pair(row: Chat, answers: Sequence[Message], task: Task, train: Sequence[Chat], seed: int) -> Preference | str:
     """A preference for this prompt, or the reason why there is none."""
     best = score(row.answer, row.answer, task)
     if best == 0.0:
         return "the gold answer scores 0 against itself"
-    graded = [(score(answer, row.answer, task), answer) for answer in answers if _usable(answer, chat)]
+    graded = [(score(_text(answer, row), row.answer, task), answer) for answer in answers]
     worse = [pair for pair in graded if pair[0] < best]
     if worse:
         low, rejected = min(worse, key=lambda pair: pair[0])
@@ -126,25 +168,35 @@ def make_pair(
     corrupted = corrupt(row, task, train, seed)
     if corrupted is None:
         return "the model is always right and no other training answer is worse"
-    return _preference(row, corrupted, "corrupted", best, score(corrupted, row.answer, task))
+    return _preference(row, corrupted, "corrupted", best, score(_text(corrupted, row), row.answer, task))
 
 
-def corrupt(row: Chat, task: Task, train: Sequence[Chat], seed: int) -> str | None:
-    """Gold with one thing wrong: one JSON field from another row, else another row's answer; None if all are right."""
-    others = [other.answer for other in sorted(train, key=lambda other: _draw(seed, f"{row.id}:{other.id}"))]
+def corrupt(row: Chat, task: Task, train: Sequence[Chat], seed: int) -> Message | None:
+    """Gold with one thing wrong: one JSON field from another row, else another row's answer; None if all are right.
+
+    Reasoning stays gold's, so that what differs is what is wrong.
+    """
+    others = sorted(train, key=lambda other: _draw(seed, f"{row.id}:{other.id}"))
+    gold_message = row.messages[-1]
     if task.metric == "json_exact":
         gold = read_object(row.answer)
         for field in sorted(gold, key=lambda field: _draw(seed, f"{row.id}:{field}")):
             for other in others:
                 try:
-                    value = read_object(other).get(field)
+                    value = read_object(other.answer).get(field)
                 except NotOneObjectError:
                     continue
                 if value is not None and value != gold[field]:
-                    return json.dumps({**gold, field: value}, ensure_ascii=False, separators=(",", ":"))
+                    wrong = json.dumps({**gold, field: value}, ensure_ascii=False, separators=(",", ":"))
+                    return {**gold_message, "content": wrong}
         return None
     best = score(row.answer, row.answer, task)
-    return next((other for other in others if score(other, row.answer, task) < best), None)
+    found = next((other for other in others if score(other.answer, row.answer, task) < best), None)
+    if found is None:
+        return None
+    answered = {key: value for key, value in found.messages[-1].items() if key in ("content", "tool_calls")}
+    kept = {key: value for key, value in gold_message.items() if key not in ("content", "tool_calls")}
+    return {**kept, **answered}
 
 
 def _sample(
@@ -182,13 +234,21 @@ def _sample(
     return [texts[begin : begin + each] for begin in range(0, len(texts), each)]
 
 
-def _usable(answer: str, chat: ChatFormat) -> bool:
-    # An empty answer would teach not to stop at once, a control token would be read as markup in DPO.
-    return bool(answer) and chat.find_control_token(answer) is None
+def _text(answer: Message, row: Chat) -> str:
+    """What is scored of an answer, as for the row's own."""
+    return replace(row, messages=(*row.prompt, answer)).answer
 
 
-def _preference(row: Chat, rejected: str, origin: Any, high: float, low: float) -> Preference:
-    return Preference(row.id, row.task, tuple(row.prompt), row.answer, rejected, origin, high, low)
+def _preference(row: Chat, rejected: Message, origin: Any, high: float, low: float) -> Preference:
+    return Preference(
+        row.id, row.task, tuple(row.prompt), row.messages[-1], rejected, origin, row.group, mode=row.mode,
+        tools=row.tools, score_chosen=high, score_rejected=low,
+    )  # fmt: skip
+
+
+def _lines(prepared: Artifact, name: str) -> list[str]:
+    # Not splitlines(): JSON leaves U+2028 in a text as it is, and that ends a line there.
+    return prepared.file(name).read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _draw(seed: int, name: str) -> str:

@@ -52,7 +52,8 @@ def make_prepared(path: Path) -> Artifact:
     (path / "general.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in general))
     (path / "preferences.jsonl").write_text(json.dumps({
         "id": "ready-1", "task": "thing", "messages": [{"role": "user", "content": "What broke?"}],
-        "chosen": "the hose", "rejected": "nothing", "origin": "ready", "score_chosen": None, "score_rejected": None,
+        "chosen": {"role": "assistant", "content": "the hose"}, "group": "ready",
+        "rejected": {"role": "assistant", "content": "nothing"}, "origin": "ready",
     }) + "\n")  # fmt: skip
     return as_artifact(path, "prepare")
 

@@ -59,15 +59,16 @@ def test_log_probabilities_are_those_of_the_served_prompt_and_the_answer_with_it
     tmp_path: Path, inputs: dict[str, Artifact]
 ) -> None:
     """Step 1 of the log against a loop written here, on the SFT model, for a batch of all pairs."""
-    first = log_of(train(tmp_path, inputs, batch_size=24, max_steps=1))[0]
+    first = log_of(train(tmp_path, inputs, batch_size=20, max_steps=1))[0]
     model = load_adapter(load_base(inputs["base"], Model(**tiny.MODEL), None, device="cpu"), inputs["adapter"])
     chat = ChatFormat.read(inputs["base"].path)
     sums = {"chosen": 0.0, "rejected": 0.0}
-    pairs = [json.loads(line) for line in inputs["preferences"].file("preferences.jsonl").read_text().splitlines()]
+    lines = inputs["preferences"].file("preferences.jsonl").read_text().splitlines()
+    pairs = [pair for pair in map(json.loads, lines) if not pair["held_out"]]
     for pair in pairs:
         prompt = chat.prompt_ids(pair["messages"])
         for side in sums:
-            ids = [*prompt, *chat.encode(pair[side]), chat.eos_id]
+            ids = [*prompt, *chat.encode(pair[side]["content"]), chat.eos_id]
             with torch.no_grad():
                 scores = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             sums[side] += sum(float(scores[place - 1, ids[place]]) for place in range(len(prompt), len(ids)))

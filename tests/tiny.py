@@ -85,7 +85,9 @@ def make_preferences(directory: Path, *, pairs: int = 24, seed: int = 0) -> Arti
     lines = [
         {
             "id": f"pair-{number}", "task": "t", "messages": [{"role": "user", "content": words(5, 25)}],
-            "chosen": words(2, 9), "rejected": words(2, 9), "origin": "corrupted", "score_chosen": 1.0,
+            "chosen": {"role": "assistant", "content": words(2, 9)},
+            "rejected": {"role": "assistant", "content": words(2, 9)},
+            "origin": "corrupted", "group": f"pair-{number}", "held_out": number % 6 == 5, "score_chosen": 1.0,
             "score_rejected": 0.0,
         }
         for number in range(pairs)

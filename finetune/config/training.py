@@ -22,9 +22,10 @@ class Training(Section):
     """What CPT, SFT and DPO share."""
 
     batch_size: Positive
-    """Rows for one optimiser step over all processes together (per device x processes x accumulation)."""
+    """Rows for one optimiser step over all processes together (per device x processes x accumulation); with packing
+    packs in place of rows."""
     max_length: Positive
-    """Longest row in tokens."""
+    """Longest row in tokens, and longest pack."""
     max_steps: Positive | None = None
     """Optimiser steps; null: num_train_epochs of trl decides (1 where it is not given). One of both, never both."""
     save_steps: Positive = 20
@@ -44,12 +45,15 @@ class Training(Section):
 class Cpt(Training):
     """Continued pre-training on the recipe's `text`, every token supervised."""
 
+    packing: bool = False
+    """As in `sft`."""
+
 
 class Sft(Training):
     """Supervised fine-tuning: only what the model must emit is supervised, end of turn included."""
 
     packing: bool = False
-    """Several rows in one sequence: refused, rows of like length are batched instead."""
+    """Whole rows joined to packs of up to max_length tokens; none is cut and none sees another."""
 
 
 class Pairs(Section):
@@ -57,6 +61,8 @@ class Pairs(Section):
 
     prompts: Positive = 48
     """Training prompts of the main task to sample for."""
+    eval_prompts: Annotated[int, Field(ge=0)] = 8
+    """Prompts of its valid side: their pairs are measured on (loss, margin, accuracy) and never trained; 0 for none."""
     samples: Annotated[int, Field(ge=1, le=16)] = 2
     """Answers sampled for each prompt, beside the gold answer."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0

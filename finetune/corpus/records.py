@@ -67,14 +67,22 @@ class Chat:
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt with a better and a worse answer. `origin` says where the worse one came from."""
+    """A prompt with a better and a worse answer, each the assistant's next message with all that belongs to it.
+
+    `origin` says where the worse one came from; `held_out` pairs are measured on and never trained. `mode` and `tools`
+    are those of the conversation, as in `Chat`.
+    """
 
     id: str
     task: str
     messages: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    chosen: Message
+    rejected: Message
     origin: Literal["ready", "on_policy", "corrupted"]
+    group: str
+    held_out: bool = False
+    mode: Mode = "plain"
+    tools: tuple[dict[str, Any], ...] = field(default=())
     score_chosen: float | None = None
     score_rejected: float | None = None
 
@@ -84,7 +92,7 @@ class Preference:
     @classmethod
     def from_json(cls, line: str) -> "Preference":
         raw = json.loads(line)
-        return cls(**{**raw, "messages": tuple(raw["messages"])})
+        return cls(**{**raw, "messages": tuple(raw["messages"]), "tools": tuple(raw.get("tools", ()))})
 
 
 def _ordered(call: dict[str, Any]) -> dict[str, Any]:
