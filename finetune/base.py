@@ -3,6 +3,7 @@
 `find_base` imports no torch; everything that does imports it inside the function, so that planning stays quick.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,24 +86,43 @@ def _hub_snapshot(model: Model) -> Path:
 def _hash_files(path: Path) -> dict[str, str]:
     """Relative name -> sha256 of every file in the folder (hidden ones left out)."""
     book = wheels.home() / _REMEMBERED
-    known: dict[str, str] = _read_book(book)
-    files: dict[str, str] = {}
-    fresh: dict[str, str] = {}
-    for file in sorted(_visible(path)):
-        stat = file.stat()
-        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-        found = known.get(key)
-        if found is None:
-            found = fresh[key] = artifacts.hash_file(file)
-        files[str(file.relative_to(path))] = found
+    keys = {str(file.relative_to(path)): _key_of(file) for file in sorted(_visible(path))}
+    known = _read_book(book)
+    if not set(keys.values()) <= set(known):
+        with _one_reader(book):  # all ranks of a machine come here at once, and one of them has to read 65 GB
+            known = _read_book(book)
+            fresh = {key: artifacts.hash_file(path / name) for name, key in keys.items() if key not in known}
+            known |= fresh
+            _note(book, fresh)
+    return {name: known[key] for name, key in keys.items()}
+
+
+def _key_of(file: Path) -> str:
+    stat = file.stat()
+    return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+
+
+@contextmanager
+def _one_reader(book: Path) -> Iterator[None]:
+    """Wait until no other process here reads weights for `book`; where no lock can be had, all read."""
+    try:
+        book.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(book.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _note(book: Path, fresh: dict[str, str]) -> None:
     if fresh:
-        try:
-            book.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a cache that cannot be written costs a second reading, never a run
             artifacts.write_whole(book, json.dumps({**_read_book(book), **fresh}, indent=1, sort_keys=True))
-        except OSError:
-            # A cache that cannot be written costs a second reading, never a run.
-            return files
-    return files
 
 
 def _read_book(book: Path) -> dict[str, str]:

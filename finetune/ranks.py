@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Artifact, Stage, build, explained, find, read, stage_key
-from finetune.errors import RecipeError
+from finetune.errors import Preempted, RecipeError
+from finetune.pulse import Listener, Pulse
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_")
 _POLL_SECONDS = 0.5
@@ -22,6 +23,8 @@ _LOCK_TRIES = 10
 """A process that was killed a moment ago takes seconds to give back the memory and files of a large model."""
 _held: list[int] = []
 """Descriptor of the lock that this process holds: children get it too."""
+_listeners: dict[Path, Listener] = {}
+"""What this process, not being the first rank, has heard from it, for each work folder."""
 
 
 def rank() -> int:
@@ -45,11 +48,35 @@ def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
 def hold(work: Path) -> Iterator[None]:
     """The first rank locks `work`, so that two runs never write into one `.partial`; a second one is a RecipeError.
 
-    Children share the lock: when only the parent is killed, its child still works there.
+    Children share the lock: when only the parent is killed, its child still works there. SIGTERM ends the process with
+    code 75 and its child with it (training itself takes it over and saves first). Other ranks that wait are told when
+    the first one fails.
     """
-    if not is_first():
+    with _leaving_on_sigterm():
+        if not is_first():
+            yield
+            return
+        with _locked(work), Pulse(work) if world() > 1 else nullcontext():
+            yield
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
         yield
-        return
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(*_: object) -> None:
+    if is_first():
+        print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
+    raise SystemExit(Preempted.EXIT_CODE)
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
     with explained(work):
         work.mkdir(parents=True, exist_ok=True)
         lock = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -181,7 +208,13 @@ def _exit_code(name: str, code: int) -> int:
 
 
 def _wait_for(path: Path) -> Artifact:
-    """Poll for a published artifact; the launcher ends this process if the first rank fails."""
+    """Poll for a published artifact; ends this process with the first rank's code when that one fails."""
+    listener = _listeners.setdefault(path.parent, Listener(path.parent))
+    listener.begin()
     while not path.is_dir():
+        if (failure := listener.failure()) is not None:
+            code, message = failure
+            print(f"rank {rank()}: {message}", file=sys.stderr)
+            raise SystemExit(code)
         time.sleep(_POLL_SECONDS)
     return read(path)

@@ -72,6 +72,10 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
             adapter = done[name] = build_together(stage, identity(recipe, fields), root=work, inputs=inputs, **live)
             tracker.follow(adapter)
         assert adapter is not None, "checks asks for at least one training stage"
+        if "torch" in sys.modules:  # where nothing was trained it is not loaded just for this
+            from finetune.collective import leave
+
+            leave()
         if not is_first():
             return work / "bundle"
         scores = child(score, {"machine": machine}, base=base, prepared=prepared, adapter=adapter)

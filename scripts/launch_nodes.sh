@@ -15,6 +15,8 @@ nodes=${NODES:-2}
 gpus=${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 [ "$gpus" -gt 0 ] || { echo "launch_nodes.sh: no GPU was found here; set GPUS to the number of processes on each machine" >&2; exit 2; }
 
+# After SIGTERM the launcher kills what still runs: a step and its checkpoint get more than its 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 PATH="$PWD/.venv/bin:$PATH"
 # --multi_gpu is also what starts several processes on CPUs: --cpu would silently start one. DeepSpeed is not named here;

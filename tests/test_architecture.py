@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "artifacts", "config"},
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint",
-     "order", "resume", "spikes", "template"},
+     "order", "pulse", "resume", "spikes", "template"},
     {"base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "fourbit", "head",
      "arguments", "attention", "reference"},
     {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff", "report"},

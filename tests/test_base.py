@@ -16,6 +16,8 @@ from finetune.config.training import Method
 from finetune.errors import RecipeError
 from tests import tiny
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
@@ -51,6 +53,30 @@ def test_the_digest_follows_the_bytes_and_files_are_hashed_once(
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert find_base(model_at(folder)).digest != first.digest
     assert [path.name for path in read] == ["model.safetensors"]
+
+
+def test_of_several_processes_one_reads_the_weights_and_the_others_wait_for_what_it_notes(
+    base: Artifact, tmp_path: Path
+) -> None:
+    """Eight ranks hashed the same 65 GB at once."""
+    script = (
+        "import sys, time; from finetune import base; from finetune.config.model import Model\n"
+        "real = base.artifacts.hash_file\n"
+        "def slow(path): print(path.name, flush=True); time.sleep(0.2); return real(path)\n"
+        "base.artifacts.hash_file = slow\n"
+        "from tests import tiny\n"
+        "base.find_base(Model(**{**tiny.MODEL, 'path': sys.argv[1]}))"
+    )
+    environment = {**os.environ, "FINETUNE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(base.path)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    read = [process.communicate(timeout=60)[0].split() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sorted(name for names in read for name in names) == sorted(path.name for path in base.path.iterdir())
 
 
 def test_a_folder_without_a_model_is_a_message(tmp_path: Path) -> None:
@@ -91,6 +117,7 @@ def test_the_adapter_is_float32_on_a_bfloat16_base_and_drawn_from_the_seed(base:
 
 def test_every_linear_layer_is_4_bit_and_recorded_but_no_embedding_head_or_norm(base: Artifact) -> None:
     loaded = load_base(base, Model(**tiny.MODEL), Method(**tiny.QLORA), device="cpu")
+    assert not any(module.support_avx512bf16_for_cpu for _, module in base_module._modules_4bit(loaded))
     names = quantised_modules(loaded)
     layers = [f"model.layers.{i}" for i in range(2)]
     attention = [f"{layer}.self_attn.{kind}_proj" for layer in layers for kind in "qkvo"]

@@ -84,4 +84,5 @@ def test_a_log_line_is_the_mean_over_its_window_and_keeps_evaluations(tmp_path: 
     assert [line["step"] for line in lines] == [3, 5, 6, 7]
     assert [line["loss"] for line in lines] == [2.0, 4.5, 6.0, 7.0]
     assert [line.get("eval_loss") for line in lines] == [None, 9.0, None, None]
-    assert [line.get("spikes") for line in lines] == [None, None, None, [{"step": 7, "what": "loss 7", "records": ["a"]}]]
+    spikes = [{"step": 7, "what": "loss 7", "records": ["a"]}]
+    assert [line.get("spikes") for line in lines] == [None, None, None, spikes]

@@ -104,6 +104,48 @@ def test_a_child_that_outlives_its_parent_keeps_the_folder(
         pass
 
 
+def test_sigterm_ends_the_child_too_and_the_folder_is_free_for_the_same_command(tmp_path: Path, signals: Path) -> None:
+    """A job that is queued again met its own child still at work, and was refused."""
+    work = tmp_path / "work"
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(work), str(signals)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        child = next(int(line.split()[1]) for line in parent.stdout if line.startswith("working"))
+        parent.terminate()
+        _, said = parent.communicate(timeout=60)
+    assert parent.returncode == 75
+    assert "stopped by SIGTERM; the same command goes on from here" in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    with ranks.hold(work):
+        pass
+
+
+def test_a_rank_that_waits_ends_with_the_message_of_the_first_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over several machines no launcher ends the others: they polled for ever."""
+    stage = Stage("prepare", 1, lambda config, out: {})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks, "_listeners", {})
+
+    broken = RecipeError.one("sources.orders", "x.csv", "is not there", "give a file")
+    first = ranks.hold(tmp_path)
+    first.__enter__()
+
+    def fail(_: float) -> None:
+        first.__exit__(RecipeError, broken, None)
+
+    monkeypatch.setattr(ranks.time, "sleep", fail)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        ranks.build_first(stage, {}, root=tmp_path, inputs={})
+    assert stop.value.code == 2
+    assert "rank 1: the first rank failed: sources.orders=x.csv: is not there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("number", "cause"), [(signal.SIGKILL, "score.batch_tokens"), (signal.SIGSEGV, "")])
 def test_a_child_ended_by_a_signal_says_which_and_what_to_do(
     tmp_path: Path, signals: Path, capsys: pytest.CaptureFixture[str], number: int, cause: str
