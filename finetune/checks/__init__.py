@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.checks import data, machine, training
+from finetune.checks import data, machine, preferences, training
 from finetune.checks.passed import check_passed
 from finetune.config import Recipe
 from finetune.errors import Problem
@@ -33,15 +33,18 @@ def check(
         *training.check_stages(recipe),
         *data.check_sources(recipe),
         *data.check_tasks(recipe),
+        *data.check_mix(recipe),
         *data.check_texts(recipe),
         *data.check_prepare(recipe),
         *training.check_model(recipe),
         *training.check_method(recipe),
+        *preferences.check_preferences(recipe),
         *check_passed(recipe),
         *training.check_lengths(recipe),
         *training.check_training(recipe),
         *machine.check_batches(recipe),
         *machine.check_layout(recipe),
+        *machine.check_sequence(recipe),
         *machine.check_launcher(recipe, environment),
         *training.check_release(recipe, environment),
         *data.check_folders(recipe),

@@ -76,15 +76,32 @@ def check_tasks(recipe: Recipe) -> Iterator[Problem]:
         )
     for name, task in recipe.tasks.items():
         path = f"tasks.{name}"
-        yield from _check_source_name(f"{path}.source", task.source, recipe)
+        yield from check_source_name(f"{path}.source", task.source, recipe)
         yield from _check_answer(path, task)
         yield from _check_patterns(f"{path}.where", task.where)
         if task.reasoning is not None and "think" not in recipe.model.modes:
             rule = f"trains the thinking mode, which {recipe.model.name} does not have"
             yield Problem(f"{path}.reasoning", task.reasoning, rule, f"drop {path}.reasoning, or model=qwen3_32b")
+        if task.reasoning is None and task.messages is None and "plain" not in recipe.model.modes:
+            rule = f"is needed by {recipe.model.name}, which always thinks"
+            yield Problem(f"{path}.reasoning", None, rule, f"add {path}.reasoning, or model=qwen3_32b")
         if "sft" in recipe.stages and task.max_new_tokens >= recipe.sft.max_length:
             rule = f"leaves no room for a prompt in sft.max_length={recipe.sft.max_length}"
             yield Problem(f"{path}.max_new_tokens", task.max_new_tokens, rule, f"lower {path}.max_new_tokens")
+
+
+def check_mix(recipe: Recipe) -> Iterator[Problem]:
+    share = recipe.prepare.think_share
+    if share is None:
+        return
+    path = "prepare.think_share"
+    trained = [task for task in recipe.tasks.values() if task.train_rows]
+    if set(recipe.model.modes) != {"plain", "think"}:
+        rule = f"mixes two modes, {recipe.model.name} has only {' '.join(recipe.model.modes)}"
+        yield Problem(path, share, rule, f"{path}=null, or model=qwen3_32b")
+    elif not any(task.messages for task in trained) and len({task.reasoning is None for task in trained}) < 2:
+        rule = "needs trained tasks of both modes: with `reasoning` and without, or with `messages`"
+        yield Problem(path, share, rule, f"{path}=null, or add such a task")
 
 
 def check_texts(recipe: Recipe) -> Iterator[Problem]:
@@ -94,10 +111,11 @@ def check_texts(recipe: Recipe) -> Iterator[Problem]:
     if recipe.replay is not None:
         templates["replay"] = (recipe.replay.source, recipe.replay.template)
     for path, (source, template) in templates.items():
-        yield from _check_source_name(f"{path}.source", source, recipe)
-        yield from _check_template(f"{path}.template", template)
+        yield from check_source_name(f"{path}.source", source, recipe)
+        yield from check_template(f"{path}.template", template)
     trained = {task.source for task in recipe.tasks.values()} | {use.source for use in recipe.text}
     trained |= {recipe.replay.source} if recipe.replay else set()
+    trained |= {use.source for use in recipe.preferences.values()}
     for kind, use in recipe.general.items():
         if use.source in trained:
             rule = "is trained on as well, so forgetting cannot be measured on it"
@@ -152,26 +170,36 @@ def _check_patterns(path: str, where: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def _check_answer(path: str, task: Task) -> Iterator[Problem]:
-    if (task.answer is None) == (not task.answer_json):
+    if (task.prompt is None) == (task.messages is None):
+        rule = "a task has a prompt or messages, one of the two"
+        yield Problem(path, None, rule, f"keep {path}.prompt or {path}.messages")
+    if task.messages is not None:
+        for key in ("answer", "answer_json", "reasoning"):
+            if getattr(task, key) is not None:
+                rule = f"comes from the conversations of {path}.messages"
+                yield Problem(f"{path}.{key}", getattr(task, key), rule, f"drop {path}.{key}, or {path}.messages")
+    elif (task.answer is None) == (not task.answer_json):
         rule = "a task has an answer or an answer_json, one of the two"
         yield Problem(path, None, rule, f"keep {path}.answer or {path}.answer_json")
+    if task.tools is not None and task.messages is None:
+        yield Problem(f"{path}.tools", task.tools, "goes with messages, and only with them", f"drop {path}.tools")
     if task.metric == "json_exact" and not task.answer_json:
         yield Problem(f"{path}.metric", task.metric, "compares answer_json", "metric: exact_match, or give answer_json")
     templates = {"prompt": task.prompt, "system": task.system, "answer": task.answer, "reasoning": task.reasoning}
     templates |= {f"answer_json.{key}": text for key, text in (task.answer_json or {}).items()}
     for key, template in templates.items():
-        yield from _check_template(f"{path}.{key}", template)
-    if not _is_broken(task.prompt) and not placeholders(task.prompt):
+        yield from check_template(f"{path}.{key}", template)
+    if task.prompt is not None and not is_broken(task.prompt) and not placeholders(task.prompt):
         rule = "names no column, so every row would ask the same"
         yield Problem(f"{path}.prompt", task.prompt, rule, "name columns, like {text}")
 
 
-def _check_template(path: str, template: str | None) -> Iterator[Problem]:
-    if template is not None and _is_broken(template):
+def check_template(path: str, template: str | None) -> Iterator[Problem]:
+    if template is not None and is_broken(template):
         yield Problem(path, template, "has a single brace", "double a brace to mean itself: {{ and }}")
 
 
-def _is_broken(template: str) -> bool:
+def is_broken(template: str) -> bool:
     try:
         placeholders(template)
     except ValueError:
@@ -179,7 +207,7 @@ def _is_broken(template: str) -> bool:
     return False
 
 
-def _check_source_name(path: str, source: str, recipe: Recipe) -> Iterator[Problem]:
+def check_source_name(path: str, source: str, recipe: Recipe) -> Iterator[Problem]:
     if source not in recipe.sources:
         yield Problem(path, source, "is not one of the sources", suggest(source, sorted(recipe.sources)))
 

@@ -8,6 +8,7 @@ from finetune.config.load import suggest
 from finetune.config.recipe import Recipe
 from finetune.config.upstream import (
     Class,
+    dpo_divergences,
     dpo_losses,
     field_annotations,
     optimizer_names,
@@ -17,7 +18,8 @@ from finetune.config.upstream import (
 from finetune.errors import Problem
 
 _PREPARED = "rows are tokenised and masked in PREPARE, the same for every trainer"
-_BATCHED = "rows of like length are batched instead, which fills as well, and rows never attend to each other"
+_PACKED = "set {stage}.packing: whole rows are joined, best-fit decreasing, and never attend to each other"
+_REFERENCE = "the reference is the adapter DPO starts from, its scores are computed once and kept"
 _HANDED = "nothing is uploaded: HANDOFF writes a bundle"
 _RESUME = "resuming is ours, with checkpoints that are checked before they are loaded: run the same command again"
 
@@ -48,7 +50,12 @@ _OWNED_TRL: Mapping[str, str] = {
     "bf16_full_eval": "set model.dtype",
     "fp16_full_eval": "set model.dtype",
     "model_init_kwargs": "set model.dtype, model.attn_implementation or method.bnb",
-    "ref_model_init_kwargs": "drop it: the reference is the frozen adapter DPO starts from",
+    "ref_model_init_kwargs": f"drop it: {_REFERENCE}",
+    "sync_ref_model": f"drop it: {_REFERENCE}",
+    "ref_model_mixup_alpha": f"drop it: {_REFERENCE}",
+    "ref_model_sync_steps": f"drop it: {_REFERENCE}",
+    "precompute_ref_log_probs": f"drop it: {_REFERENCE}",
+    "precompute_ref_batch_size": f"drop it: {_REFERENCE}",
     "deepspeed": "set machine.deepspeed: it has one owner",
     "fsdp": "set machine.layout",
     "fsdp_config": "set machine.layout",
@@ -63,10 +70,12 @@ _OWNED_TRL: Mapping[str, str] = {
     "report_to": "choose tracking=offline, online or disabled",
     "run_name": "drop it: runs are named after the recipe",
     "project": "set tracking.project",
-    "packing": f"drop it: {_BATCHED}",
-    "eval_packing": f"drop it: {_BATCHED}",
-    "padding_free": f"drop it: {_BATCHED}",
-    "packing_strategy": f"drop it: {_BATCHED}",
+    "packing": _PACKED,
+    "eval_packing": _PACKED,
+    "padding_free": _PACKED,
+    "packing_strategy": _PACKED,
+    "pad_to_multiple_of": "drop it: rows are padded to the longest of their batch, packs not at all",
+    "use_cache": "drop it: training keeps no cache; with one the documents of a pack would see each other",
     "dataset_text_field": f"drop it: {_PREPARED}",
     "dataset_kwargs": f"drop it: {_PREPARED}",
     "dataset_num_proc": f"drop it: {_PREPARED}",
@@ -149,6 +158,7 @@ def check_passed(recipe: Recipe) -> Iterator[Problem]:
         yield from _check_choice(f"{stage}.trl.optim", section, optimizer_names())
         if stage == "dpo":
             yield from _check_choice("dpo.trl.loss_type", section, dpo_losses())
+            yield from _check_choice("dpo.trl.f_divergence_type", section, dpo_divergences())
     yield from _check_section("method.lora", "sft", recipe.method.lora, "LoraConfig", _OWNED_LORA)
     dropout = recipe.method.lora.get("lora_dropout", 0.0)
     if isinstance(dropout, int | float) and not 0 <= dropout < 1:

@@ -76,15 +76,35 @@ def check_method(recipe: Recipe) -> Iterator[Problem]:
 
 
 def check_lengths(recipe: Recipe) -> Iterator[Problem]:
-    limit = recipe.model.architecture.max_position_embeddings
+    limit, yarn = recipe.model.positions, recipe.model.rope_parameters
+    trained = recipe.model.architecture.max_position_embeddings
+    if yarn is not None and yarn.original_max_position_embeddings > trained:
+        path, value = "model.rope_parameters.original_max_position_embeddings", yarn.original_max_position_embeddings
+        yield Problem(path, value, f"is more than the {trained} positions of {recipe.model.name}", f"{path}={trained}")
+    elif yarn is not None and limit <= trained:
+        rule = f"reaches {limit} positions and {recipe.model.name} has {trained} without it"
+        factor = trained // yarn.original_max_position_embeddings + 1
+        fix = f"model.rope_parameters=null, or model.rope_parameters.factor={factor}"
+        yield Problem("model.rope_parameters.factor", yarn.factor, rule, fix)
     for name in recipe.stages:
         length = getattr(recipe, name).max_length
         if length > limit:
-            rule = f"is more than the {limit} positions of {recipe.model.name}"
-            yield Problem(f"{name}.max_length", length, rule, f"{name}.max_length={limit}")
+            rule = f"is more than the {limit} positions of {recipe.model.name}" + (" with YaRN" if yarn else "")
+            fix = f"{name}.max_length={limit}, or {_longer(recipe, length)}"
+            yield Problem(f"{name}.max_length", length, rule, fix)
     if recipe.replay is not None and "sft" in recipe.stages and recipe.replay.tokens > recipe.sft.max_length:
         rule = f"is more than sft.max_length={recipe.sft.max_length}"
         yield Problem("replay.tokens", recipe.replay.tokens, rule, f"replay.tokens={recipe.sft.max_length}")
+
+
+def _longer(recipe: Recipe, length: int) -> str:
+    """What to type for a context of `length` tokens."""
+    yarn = recipe.model.rope_parameters
+    if yarn is not None:
+        return f"model.rope_parameters.factor={-(-length // yarn.original_max_position_embeddings)}"
+    trained = recipe.model.architecture.max_position_embeddings
+    keys = f"factor: {-(-length // trained)}, original_max_position_embeddings: {trained}"
+    return "model=qwen3_32b_128k" if recipe.model.key == "qwen3_32b" else f"'model.rope_parameters={{{keys}}}'"
 
 
 def check_training(recipe: Recipe) -> Iterator[Problem]:
@@ -95,13 +115,6 @@ def check_training(recipe: Recipe) -> Iterator[Problem]:
             rule = f"{name}.max_steps={section.max_steps} is set as well, and one of both decides when training ends"
             fix = f"{name}.max_steps=null, or take it out with ~{path}"
             yield Problem(path, section.trl["num_train_epochs"], rule, fix)
-    default = type(recipe.dpo).model_fields["eval_steps"].default
-    if "dpo" in recipe.stages and recipe.dpo.eval_steps != default:
-        rule = "DPO has no evaluation loss; its result is measured in SCORE"
-        yield Problem("dpo.eval_steps", recipe.dpo.eval_steps, rule, f"leave dpo.eval_steps at {default}")
-    if recipe.sft.packing:
-        rule = "rows of like length are batched instead, which fills as well without a leak"
-        yield Problem("sft.packing", True, rule, "sft.packing=false")
 
 
 def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Problem]:

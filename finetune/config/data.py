@@ -83,9 +83,16 @@ class Task(Section):
 
     title: str
     source: str
-    prompt: str
-    """The user's message, with `{column}` placeholders."""
+    prompt: str | None = None
+    """The user's message, with `{column}` placeholders. Give this or `messages`."""
+    messages: str | None = None
+    """Column that holds a whole conversation, OpenAI messages or ShareGPT turns, in place of prompt, answer and
+    reasoning. Every assistant turn is trained, those with reasoning in thinking mode; the last one is what is scored.
+    """
+    tools: str | None = None
+    """Column with the tools offered in that conversation, as in an OpenAI request; may be empty."""
     system: str | None = None
+    """Template of the system turn; with `messages` for those conversations that bring none."""
     answer: str | None = None
     """Template of the assistant's answer. Give this or `answer_json`."""
     answer_json: dict[str, str] | None = None
@@ -107,7 +114,44 @@ class Task(Section):
     def columns(self) -> list[str]:
         """Every column that the templates of this task name."""
         templates = [self.prompt, self.system, self.answer, self.reasoning, *(self.answer_json or {}).values()]
-        return sorted({name for template in templates if template for name in placeholders(template)})
+        named = {name for template in templates if template for name in placeholders(template)}
+        return sorted(named | {name for name in (self.messages, self.tools) if name})
+
+
+class ReadyPreferences(Section):
+    """Rows of one source with a better and a worse answer to the same prompt, for DPO."""
+
+    source: str
+    prompt: str | None = None
+    """The user's message, with `{column}` placeholders. Give this and `chosen`, or `messages`."""
+    messages: str | None = None
+    """Column that holds a whole conversation, as in a task; its last turn is the better answer."""
+    tools: str | None = None
+    """Column with the tools offered in that conversation, as in a task."""
+    system: str | None = None
+    """Template of the system turn; with `messages` for those conversations that bring none."""
+    chosen: str | None = None
+    """Template of the better answer."""
+    rejected: str
+    """Template of the worse answer."""
+    chosen_reasoning: str | None = None
+    """Template of the better answer's reasoning: such rows train the thinking mode."""
+    rejected_reasoning: str | None = None
+    """Template of the worse answer's reasoning: needed where the better one has some."""
+    where: dict[str, str] = {}
+    """Further filter, for this use only."""
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The templates that are given, by key."""
+        keys = ("prompt", "system", "chosen", "rejected", "chosen_reasoning", "rejected_reasoning")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that these preferences are made of."""
+        named = {name for template in self.templates.values() for name in placeholders(template)}
+        return sorted(named | {name for name in (self.messages, self.tools) if name})
 
 
 class TextUse(Section):
@@ -180,6 +224,9 @@ class Length(Section):
 
 
 class Prepare(Section):
+    think_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of thinking examples (supervised turns with reasoning) in training; what is over in one mode is left out,
+    drawn by hash and counted. null: as the rows come. Qwen's advice for keeping both modes is about 0.75."""
     repair: Repair = Repair()
     filters: Filters = Filters()
     redact: Redact = Redact()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune.config.data import Prepare, Replay, Source, Task, TextUse
+from finetune.config.data import Prepare, ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Gates, Handoff, Privacy, Score, Tracking
 from finetune.config.machine import Machine
 from finetune.config.model import Model
@@ -37,6 +37,8 @@ class Recipe(Section):
     """Folder that holds the documents."""
     sources: dict[str, Source]
     tasks: dict[str, Task]
+    preferences: dict[str, ReadyPreferences] = {}
+    """Better and worse answers that are there already; DPO trains on them beside those that PAIRS samples."""
     text: tuple[TextUse, ...] = ()
     general: dict[str, TextUse]
     """Kind -> general text on which forgetting is measured; never trained on."""

@@ -31,7 +31,7 @@ class Training(Section):
     save_steps: Positive = 20
     """A checkpoint to resume from after so many steps."""
     eval_steps: Positive = 20
-    """The evaluation loss of CPT and SFT after so many steps; DPO has none, its result is measured in SCORE."""
+    """The evaluation loss after so many steps and at the end; DPO's on held-out pairs, with margin and accuracy."""
     log_steps: Positive = 5
     trl: Upstream = {}
     """Further keys of the TRL config class, handed on unchanged."""

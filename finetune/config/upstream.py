@@ -120,6 +120,21 @@ def dpo_losses() -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.findall(r'\bloss_type == "(\w+)"', _source("trl", "trainer/dpo_trainer.py"))))
 
 
+@functools.cache
+def dpo_divergences() -> tuple[str, ...]:
+    """Values of f_divergence_type, from the comparisons of TRL's DPOTrainer."""
+    found = re.findall(r'\bf_divergence_type [!=]= "(\w+)"', _source("trl", "trainer/dpo_trainer.py"))
+    return tuple(dict.fromkeys(found))
+
+
+@functools.cache
+def divergent_losses() -> tuple[str, ...]:
+    """The losses for which TRL allows another divergence than reverse_kl, from the set in its DPOTrainer."""
+    found = re.search(r"\bf_divergence_loss_types = (\{[^}]*\})", _source("trl", "trainer/dpo_trainer.py"))
+    assert found is not None, "TRL's set of losses for f-divergences is not where it was"
+    return tuple(sorted(ast.literal_eval(found[1])))
+
+
 def _enum_values(file: str, name: str) -> tuple[str, ...]:
     node = _find_class(_source("transformers", file), name)
     return tuple(

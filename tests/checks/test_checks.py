@@ -49,6 +49,7 @@ def test_a_good_recipe_has_no_problem(words):
     assert problems({}, words) == []
 
 
+READY = {"source": "work_orders", "prompt": "{text}", "chosen": "{place}", "rejected": "{text}"}
 CASES = {
     # stages
     "no stage": ({"stages": []}, "stages", [], "at least one", "stages=[sft]"),
@@ -200,8 +201,58 @@ CASES = {
         {"sft.trl.num_train_epochs": 2}, "sft.trl.num_train_epochs", 2, "max_steps=60 is set as well",
         "sft.max_steps=null, or take it out with ~sft.trl.num_train_epochs",
     ),
-    "packing": ({"sft.packing": True}, "sft.packing", True, "batched instead", "sft.packing=false"),
-    "evaluation loss of DPO": ({"dpo.eval_steps": 4}, "dpo.eval_steps", 4, "no evaluation loss", "leave"),
+    "packing by TRL": ({"sft.trl.packing": True}, "sft.trl.packing", True, "set by the toolkit", "set sft.packing:"),
+    "a cache in training": ({"sft.trl.use_cache": True}, "sft.trl.use_cache", True, "set by", "see each other"),
+    "padding that does nothing": (
+        {"cpt.trl.pad_to_multiple_of": 8, "stages": ["cpt", "sft"]}, "cpt.trl.pad_to_multiple_of", 8, "set by", "drop it",
+    ),
+    "a second reference": (
+        {"dpo.trl.precompute_ref_log_probs": True}, "dpo.trl.precompute_ref_log_probs", True, "set by", "computed once",
+    ),
+    "smoothing that exo_pair needs": (
+        {"dpo.trl.loss_type": ["exo_pair"]}, "dpo.trl.label_smoothing", 0.0, "above 0", "label_smoothing=1e-3",
+    ),
+    "smoothing that robust cannot have": (
+        {"dpo.trl.loss_type": ["robust"], "dpo.trl.label_smoothing": 0.5}, "dpo.trl.label_smoothing", 0.5, "below 0.5",
+        "label_smoothing=0.1",
+    ),
+    "a weight too many": (
+        {"dpo.trl.loss_type": ["sigmoid"], "dpo.trl.loss_weights": [1.0, 0.2]}, "dpo.trl.loss_weights", [1.0, 0.2],
+        "has not one number", "as many",
+    ),
+    "weights for a loss that sorts": (
+        {"dpo.trl.loss_type": ["aot"], "dpo.trl.use_weighting": True}, "dpo.trl.use_weighting", True, "sorting",
+        "false",
+    ),
+    "divergence of a loss that has none": (
+        {"dpo.trl.loss_type": ["apo_zero"], "dpo.trl.f_divergence_type": "js_divergence"}, "dpo.trl.f_divergence_type",
+        "js_divergence", "does not go with loss_type apo_zero", "reverse_kl",
+    ),
+    "typo in a divergence": (
+        {"dpo.trl.f_divergence_type": "js"}, "dpo.trl.f_divergence_type", "js", "not a name", "js_divergence",
+    ),
+    "ld_alpha above 1": ({"dpo.trl.ld_alpha": 2.0}, "dpo.trl.ld_alpha", 2.0, "0 to 1", "0.5"),
+    "dpo without preferences": ({"dpo.pairs": None}, "dpo.pairs", None, "brings none along", "add preferences"),
+    # ready-made preferences
+    "preferences from nowhere": (
+        {"preferences.ours": {**READY, "source": "order"}}, "preferences.ours.source", "order",
+        "not one of the sources", "did you mean",
+    ),
+    "a preference without a prompt": (
+        {"preferences.ours": {**READY, "prompt": None}}, "preferences.ours.prompt", None, "or messages is", "add",
+    ),
+    "one answer with reasoning": (
+        {"preferences.ours": {**READY, "chosen_reasoning": "{text}"}}, "preferences.ours.rejected_reasoning", None,
+        "one prompt in one mode", "both or neither",
+    ),
+    "a better answer twice": (
+        {"preferences.ours": {**READY, "prompt": None, "messages": "text"}}, "preferences.ours.chosen", "{place}",
+        "comes from the conversations", "drop",
+    ),
+    "a worse answer that is always the same": (
+        {"preferences.ours": {**READY, "rejected": "No."}}, "preferences.ours.rejected", "No.", "every row would say",
+        "{text}",
+    ),
     # release and folders
     "accepted without a reason": ({"handoff.accepted_by": "Ann"}, "handoff.reason", None, "given together", "reason="),
     "personal data online": (

@@ -8,7 +8,15 @@ import sys
 
 import pytest
 
-from finetune.config.upstream import dpo_losses, field_annotations, optimizer_names, owner, scheduler_names
+from finetune.config.upstream import (
+    divergent_losses,
+    dpo_divergences,
+    dpo_losses,
+    field_annotations,
+    optimizer_names,
+    owner,
+    scheduler_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +76,6 @@ def test_names_of_schedules_optimizers_and_losses_equal_upstreams():
     assert set(optimizer_names()) == {str(item.value) for item in OptimizerNames}
     text = next(f for f in dataclasses.fields(DPOConfig) if f.name == "loss_type").metadata["help"]
     assert set(dpo_losses()) == set(re.findall(r"`'(\w+)'`", text))
+    text = next(f for f in dataclasses.fields(DPOConfig) if f.name == "f_divergence_type").metadata["help"]
+    assert set(dpo_divergences()) == set(re.findall(r"`(\w+)`", text))
+    assert set(divergent_losses()) == set(re.findall(r"`'(\w+)'`", text))

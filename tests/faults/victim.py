@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from tests import tiny
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree", "shutil.copyfile")
 
 
-def die_at_operation(folder: Path, number: int) -> None:
+def at_operation(folder: Path, number: int, act: Callable[[], None]) -> None:
+    """`act` at the n-th time that this process opens, renames or removes something in `folder`, and ever after."""
     count = 0
     inside = str(folder)
 
@@ -35,7 +37,7 @@ def die_at_operation(folder: Path, number: int) -> None:
         if event in _EVENTS and args and isinstance(args[0], str | os.PathLike) and inside in os.fspath(args[0]):
             count += 1
             if count >= number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
 
     sys.addaudithook(hook)
 
@@ -65,7 +67,7 @@ def attempt(stage: str, root: Path, inputs: dict[str, artifacts.Artifact], *, ki
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
         if kill and kill[0] == "operation":
-            die_at_operation(root, int(kill[1]))
+            at_operation(root, int(kill[1]), lambda: os.kill(os.getpid(), signal.SIGKILL))
         elif kill and kill[0] == "time":
             die_after(kill[1])
         tracker = Terminating(int(kill[1])) if kill and kill[0] == "step" else tiny.Silent()
@@ -83,7 +85,7 @@ def attempt(stage: str, root: Path, inputs: dict[str, artifacts.Artifact], *, ki
 
 
 def published(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir() and not path.name.endswith(".partial")]
+    return [path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and path.suffix != ".partial"]
 
 
 def main(stage: str, root: Path, seed: int) -> None:
