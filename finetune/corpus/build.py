@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.data import Source, Task, placeholders
+from finetune.corpus import conversations
 from finetune.corpus.clean import compiled
 from finetune.corpus.ledger import Reject
-from finetune.corpus.records import Chat, Message
+from finetune.corpus.records import Chat, Message, mode_of
 from finetune.corpus.tables import Row
 from finetune.errors import Problem
 
@@ -22,6 +23,19 @@ class Item:
     id: str
     group: str
     columns: Row
+    nested: frozenset[str] = frozenset()
+    """Columns that hold JSON (conversations, tools): their texts are looked at one by one."""
+
+    def texts(self, column: str) -> list[str]:
+        """The texts of a column: one, or those inside its JSON."""
+        value = self.columns[column]
+        return list(conversations.texts_in(json.loads(value))) if column in self.nested else [value]
+
+    def read_texts(self, column: str) -> list[str]:
+        """Of a conversation what is read and not what is answered, else the texts."""
+        if column in self.nested:
+            return conversations.asked(json.loads(self.columns[column]))
+        return self.texts(column)
 
     @property
     def file(self) -> str:
@@ -52,7 +66,7 @@ def fill(template: str, row: Mapping[str, str]) -> str:
 
 
 def name_items(
-    name: str, source: Source, rows: Sequence[Row], columns: Iterable[str]
+    name: str, source: Source, rows: Sequence[Row], columns: Iterable[str], nested: frozenset[str] = frozenset()
 ) -> tuple[list[Item], list[Problem]]:
     """Items of one source, only the named columns kept; an id that stands twice or is empty is a problem."""
     keep = {*columns, "_file", "_line"}
@@ -60,7 +74,8 @@ def name_items(
     problems: list[Problem] = []
     first: dict[str, Item] = {}
     for row in rows:
-        item = Item(name, fill(source.id, row), fill(source.group, row), {k: v for k, v in row.items() if k in keep})
+        kept = {column: value for column, value in row.items() if column in keep}
+        item = Item(name, fill(source.id, row), fill(source.group, row), kept, nested)
         where = f"{item.file}:{item.line}"
         for what, value, template in (("id", item.id, source.id), ("group", item.group, source.group)):
             if not value.strip():
@@ -97,6 +112,14 @@ def build_chat(name: str, task: Task, item: Item) -> Chat:
     messages: list[Message] = []
     if task.system is not None:
         messages.append({"role": "system", "content": fill(task.system, item.columns)})
+    if task.messages is not None:
+        told = json.loads(item.columns[task.messages])
+        tools = json.loads(item.columns[task.tools]) if task.tools is not None else []
+        return Chat(
+            id=f"{name}/{item.id}", task=name, messages=(*(messages if told[0]["role"] != "system" else ()), *told),
+            source=item.file, line=item.line, group=item.group, mode=mode_of(told[-1]), tools=tuple(tools),
+        )  # fmt: skip
+    assert task.prompt is not None, "checks ask for prompt or messages"
     messages.append({"role": "user", "content": fill(task.prompt, item.columns)})
     answer: Message = {"role": "assistant", "content": _answer(task, item.columns)}
     if task.reasoning is not None:
@@ -117,7 +140,12 @@ def _answer(task: Task, columns: Row) -> str:
 
 def empty_part(task: Task, item: Item) -> str | None:
     """`empty prompt`, `empty answer` or `empty reasoning` when all columns of that part are blank, else None."""
-    parts = {"prompt": [task.prompt], "answer": answer_templates(task), "reasoning": [task.reasoning or ""]}
+    if task.messages is not None:
+        told = json.loads(item.columns[task.messages])
+        if not any(text.strip() for text in conversations.asked(told)):
+            return "empty prompt"
+        return None if told[-1]["content"].strip() or told[-1].get("tool_calls") else "empty answer"
+    parts = {"prompt": [task.prompt or ""], "answer": answer_templates(task), "reasoning": [task.reasoning or ""]}
     for part, templates in parts.items():
         names = names_in(templates)
         if names and not any(item.columns[name].strip() for name in names):
@@ -136,7 +164,7 @@ def names_in(templates: Iterable[str | None]) -> list[str]:
 
 def used_columns(name: str, source: Source, settings: Any) -> tuple[list[str], list[str]]:
     """(columns whose text ends up in a record, every column needed) of a source, `settings` being prepare's Config."""
-    tasks = [task for task in settings.tasks.values() if task.source == name]
+    tasks = _uses(name, settings)
     uses = [*settings.text, *settings.general.values(), *([settings.replay] if settings.replay else [])]
     texts = names_in(use.template for use in uses if use.source == name)
     content = {column for task in tasks for column in task.columns} | set(texts)
@@ -148,8 +176,23 @@ def used_columns(name: str, source: Source, settings: Any) -> tuple[list[str], l
 def compared_columns(name: str, settings: Any) -> list[str]:
     """The columns in which near duplicates are looked for: what is read, not what is answered.
 
-    Equal labels would make short, different texts look alike (a work order for the bucket and one for the steps).
+    Equal labels would make short, different texts look alike (a work order for the bucket and one for the steps). Of a
+    preference the answers count as well: several worse answers to one prompt are several rows.
     """
     uses = [*settings.text, *settings.general.values(), *([settings.replay] if settings.replay else [])]
-    prompts = [task.prompt for task in settings.tasks.values() if task.source == name]
-    return names_in([*prompts, *(use.template for use in uses if use.source == name)])
+    tasks = [task for task in settings.tasks.values() if task.source == name]
+    named = names_in([*(task.prompt for task in tasks), *(use.template for use in uses if use.source == name)])
+    pairs = [use for use in settings.preferences.values() if use.source == name]
+    preferred = {column for use in pairs for column in use.columns if column != use.tools}
+    return sorted({*named, *(task.messages for task in tasks if task.messages), *preferred})
+
+
+def nested_columns(name: str, settings: Any) -> list[tuple[str, str | None]]:
+    """(column of conversations, column of their tools) of each use that takes whole conversations from a source."""
+    return list(dict.fromkeys((use.messages, use.tools) for use in _uses(name, settings) if use.messages))
+
+
+def _uses(name: str, settings: Any) -> list[Any]:
+    """Tasks and ready-made preferences of a source."""
+    uses = [*settings.tasks.values(), *settings.preferences.values()]
+    return [use for use in uses if use.source == name]

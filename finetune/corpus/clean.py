@@ -1,12 +1,15 @@
 """Repair of broken text, and filters that drop a row."""
 
 import functools
+import json
 import re
 import unicodedata
+from collections.abc import Collection
 
 import ftfy
 
 from finetune.config.data import Filters
+from finetune.corpus.conversations import texts_in, with_texts
 from finetune.corpus.tables import Row
 
 # Full-width forms are ordinary Chinese punctuation, and curly quotes are how the author wrote them: both stay.
@@ -41,9 +44,16 @@ def _repair_once(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
-def repair_row(row: Row) -> Row:
-    """Every column but `_file` and `_line` repaired."""
-    return {name: value if name.startswith("_") else repair_text(value) for name, value in row.items()}
+def repair_row(row: Row, nested: Collection[str] = ()) -> Row:
+    """Every column but `_file` and `_line` repaired; of the `nested` ones, which hold JSON, the texts inside."""
+    return {
+        name: value if name.startswith("_") else _repair_nested(value) if name in nested else repair_text(value)
+        for name, value in row.items()
+    }
+
+
+def _repair_nested(value: str) -> str:
+    return with_texts(value, (repair_text(text) for text in texts_in(json.loads(value))))
 
 
 def filter_reason(length: int, filters: Filters) -> str | None:

@@ -14,11 +14,13 @@ from typing import Any
 from finetune.artifacts import Artifact, Stage, clear
 from finetune.chat import ChatFormat
 from finetune.corpus import datasheet, tokens
+from finetune.corpus.preferences import count_sides, make_preferences
+from finetune.corpus.records import Mode
 from finetune.corpus.rows import drop_by_length, drop_duplicates, drop_markup, read, redact_personal, repair
 from finetune.corpus.settings import Config, Job, Sides
 from finetune.corpus.sides import build_tasks, check, split, take_general, take_sides
 from finetune.corpus.split import SIDES, Side
-from finetune.corpus.training import make_replay, make_text, tokenise
+from finetune.corpus.training import make_replay, make_text, mix_modes, tokenise
 
 __all__ = ["STAGE", "Config", "run"]
 
@@ -36,8 +38,7 @@ def run(
     began = time.monotonic()
     clear(out)
     job = Job(Config.model_validate(config), ChatFormat.read(base.path))
-    for mode in sorted({"plain" if task.reasoning is None else "think" for task in job.settings.tasks.values()}):
-        job.chat.prove(mode)
+    prove(job)
 
     items = read(job, documents.path, workers)
     items = repair(job, items)
@@ -45,20 +46,36 @@ def run(
     items = drop_markup(job, items)
     items = redact_personal(job, items)
     items = drop_duplicates(job, items)
-    sides = split(job, build_tasks(job, items))
+    tasked = build_tasks(job, items)
+    sides = split(job, tasked)
     general = take_general(job, items)
     sides, index = take_sides(job, sides, general)
     rows = tokenise(job, sides)
+    rows["train"] = mix_modes(job, sides, rows["train"])
+    preferences = make_preferences(job, items, [row for found in tasked.values() for row in found], index)
     text = make_text(job, items, index)
     rows["train"] += make_replay(job, items, index, len(rows["train"]))
     check(job, sides)
 
     write(job, out, sides, rows, text, general)
-    facts = summarise(job, sides, rows, text, general)
+    _lines(out / "preferences.jsonl", [preference.to_json() for preference in preferences])
+    facts = {**summarise(job, sides, rows, text, general), "preferences": count_sides(preferences)}
     datasheet.write(out, facts=facts, settings=job.settings, ledger=job.ledger, lengths=_lengths(rows))
     for line in datasheet.headline(facts):
         say(line)
     return {**facts, "timings": {"prepare": round(time.monotonic() - began, 2)}}
+
+
+def prove(job: Job) -> None:
+    """The chat template, for every mode that a task may train; where tools are offered, with them."""
+    model, tasks = job.settings.model, job.settings.tasks.values()
+    modes: set[Mode] = {"plain" if task.reasoning is None else "think" for task in tasks if task.messages is None}
+    modes |= {"think" for use in job.settings.preferences.values() if use.chosen_reasoning is not None}
+    if any(task.messages is not None for task in tasks):
+        modes |= set(model.modes)
+    for mode in sorted(modes):
+        job.chat.prove(mode, tools=any(task.tools is not None for task in tasks))
+    job.chat.prove_modes(model.modes, model.default_mode)
 
 
 def write(
@@ -76,7 +93,6 @@ def write(
     for part, pieces in text.items():
         tokens.write_text(out / f"text_{part}.parquet", pieces)
     _lines(out / "general.jsonl", [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in general])
-    _lines(out / "preferences.jsonl", [])
     _lines(out / "rejects.jsonl", [reject.to_json() for reject in job.ledger.rejects])
     (out / "ledger.json").write_text(job.ledger.to_json(), encoding="utf-8")
 
@@ -109,11 +125,13 @@ def summarise(
         "rows": {side: len(found) for side, found in rows.items()},
         "tokens": {side: sum(len(row.input_ids) for row in found) for side, found in rows.items()},
         "supervised_tokens": {side: sum(row.supervised for row in found) for side, found in rows.items()},
+        "modes": {side: dict(sorted(Counter(row.mode for row in found).items())) for side, found in rows.items()},
         "longest": max((len(row.input_ids) for found in rows.values() for row in found), default=0),
         "replay": {
             "rows": sum(row.task == "replay" for row in trained),
             "tokens": sum(len(row.input_ids) for row in trained if row.task == "replay"),
         },
+        "text_rows": {side: len(pieces) for side, pieces in text.items()},
         "text_tokens": {side: sum(len(ids) for _, ids in pieces) for side, pieces in text.items()},
         "general_chars": dict(sorted(_chars(general).items())),
         "personal": dict(sorted(job.personal.items())),

@@ -7,11 +7,13 @@ cannot be linked through them and the result does not depend on which other rows
 import datetime as dt
 import hashlib
 import ipaddress
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from finetune.corpus.conversations import texts_in, with_texts
 from finetune.corpus.tables import Row
 
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9])(?<!\d[.,])", r"(?![A-Za-z0-9])"
@@ -166,11 +168,14 @@ def redact_texts(texts: Sequence[str], kinds: Iterable[str]) -> tuple[list[str],
     return redacted, counts
 
 
-def redact_row(row: Row, kinds: Iterable[str]) -> tuple[Row, Counter[str]]:
-    """Every column but `_file` and `_line` redacted, with one numbering for the row."""
+def redact_row(row: Row, kinds: Iterable[str], nested: Collection[str] = ()) -> tuple[Row, Counter[str]]:
+    """Every column but `_file` and `_line` redacted, one numbering for the row; of `nested` ones the texts inside."""
     names = [name for name in row if not name.startswith("_")]
-    texts, counts = redact_texts([row[name] for name in names], kinds)
-    return {**row, **dict(zip(names, texts, strict=True))}, counts
+    found = {name: list(texts_in(json.loads(row[name]))) if name in nested else [row[name]] for name in names}
+    texts, counts = redact_texts([text for name in names for text in found[name]], kinds)
+    rest = iter(texts)
+    changed = {name: with_texts(row[name], rest) if name in nested else next(rest) for name in names}
+    return {**row, **changed}, counts
 
 
 def redact_key(key: str, kinds: Iterable[str], seed: int) -> str:

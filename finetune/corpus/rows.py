@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from finetune.config.data import Source
-from finetune.corpus import clean, dedup, redact
-from finetune.corpus.build import Item, compared_columns, fill, name_items, unmet, used_columns
+from finetune.corpus import clean, conversations, dedup, redact, tables
+from finetune.corpus.build import Item, compared_columns, fill, name_items, nested_columns, unmet, used_columns
 from finetune.corpus.ledger import Reject
 from finetune.corpus.read import capped, read_sources
 from finetune.corpus.settings import Items, Job
@@ -26,8 +26,11 @@ def read(job: Job, data_root: Path, workers: int) -> Items:
     for name, source in used.items():
         job.ledger.record("read", name, len(rows[name]), len(rows[name]))
         chosen = job.ledger.keep("where", name, rows[name], partial(_outside, source))
-        items[name], wrong = name_items(name, source, chosen, columns[name][1])
-        problems += wrong
+        columns_of = nested_columns(name, job.settings)
+        chosen, broken = _unify(job, chosen, columns_of)
+        nested = frozenset(column for pair in columns_of for column in pair if column)
+        items[name], wrong = name_items(name, source, chosen, columns[name][1], nested)
+        problems += [*broken, *wrong]
     if problems:
         raise capped(problems)
     return items
@@ -40,12 +43,28 @@ def _outside(source: Source, row: Mapping[str, str]) -> Reject | None:
     return Reject(row["_file"], int(row["_line"]), fill(source.id, row), "where", "where", f"column {column}")
 
 
+def _unify(
+    job: Job, rows: list[tables.Row], columns_of: list[tuple[str, str | None]]
+) -> tuple[list[tables.Row], list[Problem]]:
+    """Conversations in one form, and where one cannot be read."""
+    unified: list[tables.Row] = []
+    problems: list[Problem] = []
+    for row in rows:
+        try:
+            for messages, tools in columns_of:
+                row = conversations.unify(row, messages, tools, job.settings.model.modes)
+            unified.append(row)
+        except conversations.WrongConversationError as wrong:
+            problems.append(Problem(f"{row['_file']}:{row['_line']}", None, wrong.rule, wrong.fix))
+    return unified, problems
+
+
 def repair(job: Job, items: Items) -> Items:
     if not job.settings.prepare.repair.enabled:
         return items
     repaired: Items = {}
     for name, found in items.items():
-        repaired[name] = [replace(item, columns=clean.repair_row(item.columns)) for item in found]
+        repaired[name] = [replace(item, columns=clean.repair_row(item.columns, item.nested)) for item in found]
         changed = sum(a.columns != b.columns for a, b in zip(found, repaired[name], strict=True))
         job.ledger.record("repair", name, len(found), len(found), changed=changed)
     return repaired
@@ -76,7 +95,7 @@ def redact_personal(job: Job, items: Items) -> Items:
     for name, found in items.items():
         redacted[name], changed = [], 0
         for item in found:
-            columns, counts = redact.redact_row(item.columns, kinds)
+            columns, counts = redact.redact_row(item.columns, kinds, item.nested)
             job.personal += counts
             changed += bool(counts)
             id_, group = (redact.redact_key(key, kinds, job.settings.seed) for key in (item.id, item.group))
@@ -93,11 +112,15 @@ def drop_duplicates(job: Job, items: Items) -> Items:
     settings = job.settings.prepare.dedup
     if settings.exact:
         for name in items:
-            items[name] = _without(job, name, items[name], "exact duplicates", job.content[name], dedup.find_exact)
+            columns = job.content[name]
+            texts = [[text for column in columns for text in item.texts(column)] for item in items[name]]
+            items[name] = _without(job, name, items[name], "exact duplicates", texts, dedup.find_exact)
     if settings.near is not None:
         find_near = partial(dedup.find_near, threshold=settings.near)
         for name in items:
-            items[name] = _without(job, name, items[name], "near duplicates", job.compared[name], find_near)
+            columns = job.compared[name]
+            texts = [[text for column in columns for text in item.read_texts(column)] for item in items[name]]
+            items[name] = _without(job, name, items[name], "near duplicates", texts, find_near)
     return items
 
 
@@ -106,10 +129,10 @@ def _without(
     name: str,
     found: list[Item],
     step: str,
-    columns: list[str],
+    read: list[list[str]],
     find: Callable[[list[str]], list[dedup.Duplicate]],
 ) -> list[Item]:
-    texts = ["\n".join(item.columns[column] for column in columns) for item in found]
+    texts = ["\n".join(texts) for texts in read]
     twins = {twin.dropped: twin for twin in find(texts)}
     reason = step.removesuffix("s")
     rejects = [
@@ -129,4 +152,4 @@ def _without(
 
 def _content(job: Job, item: Item) -> list[str]:
     """The values that end up in records, in column order."""
-    return [item.columns[name] for name in job.content[item.source]]
+    return [text for name in job.content[item.source] for text in item.texts(name)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.chat import ChatFormat
-from finetune.config.data import Prepare, Replay, Source, Task, TextUse
+from finetune.config.data import Prepare, ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Sft
@@ -25,6 +25,7 @@ class Config(Section):
     seed: int
     sources: dict[str, Source]
     tasks: dict[str, Task]
+    preferences: dict[str, ReadyPreferences] = {}
     text: tuple[TextUse, ...]
     general: dict[str, TextUse]
     replay: Replay | None

@@ -1,10 +1,11 @@
 """Steps from rows to the three sides: tasks, split, caps, general text, decontamination, the cross-split check."""
 
+import json
 from collections.abc import Set
 from functools import partial
 
 from finetune.config.data import Task, TextUse
-from finetune.corpus import dedup
+from finetune.corpus import conversations, dedup
 from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, fill, names_in, unmet
 from finetune.corpus.ledger import Reject
 from finetune.corpus.read import capped
@@ -167,16 +168,24 @@ def find_labels(examples: list[Example], task: Task) -> set[str]:
     """Answer values that more than one group gives: labels. Sharing one is what a task is about, not a leak."""
     groups: dict[str, set[str]] = {}
     for example in examples:
-        for name in names_in(answer_templates(task)):
-            groups.setdefault(example.item.columns[name], set()).add(example.item.group)
+        for value in _answers(task, example.item):
+            groups.setdefault(value, set()).add(example.item.group)
     return {value for value, found in groups.items() if len(found) > 1}
 
 
 def _values(task: Task, item: Item, labels: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
     """(values of prompt and answer columns without labels, values of prompt columns): what is compared across sides."""
-    prompt = [item.columns[name] for name in names_in([task.prompt])]
-    answer = [item.columns[name] for name in names_in(answer_templates(task))]
-    return [*prompt, *(value for value in answer if value not in labels)], prompt
+    if task.messages is not None:
+        prompt = conversations.asked(json.loads(item.columns[task.messages]))
+    else:
+        prompt = [item.columns[name] for name in names_in([task.prompt])]
+    return [*prompt, *(value for value in _answers(task, item) if value not in labels)], prompt
+
+
+def _answers(task: Task, item: Item) -> list[str]:
+    if task.messages is not None:
+        return conversations.answered(json.loads(item.columns[task.messages]))
+    return [item.columns[name] for name in names_in(answer_templates(task))]
 
 
 def check(job: Job, sides: Sides) -> None:

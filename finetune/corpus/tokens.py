@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from finetune.chat import ChatFormat
 from finetune.corpus.build import Example
+from finetune.corpus.records import Chat
 from finetune.errors import Problem, RecipeError
 
 SFT_SCHEMA = pa.schema(
@@ -40,6 +41,8 @@ def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
     record = example.chat
     try:
         turns = list(chat.supervise_turns(record.messages, record.tools))
+        if record.messages[-1].get("tool_calls"):
+            _check_gold(chat, record)
     except RecipeError as error:
         where = f"{record.source}:{record.line}"
         raise RecipeError(
@@ -57,6 +60,16 @@ def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
             "give it an answer, or leave it out with `where`",
         )
     return rows
+
+
+def _check_gold(chat: ChatFormat, record: Chat) -> None:
+    if record.answer not in chat.answer_text(record.messages, record.mode, record.tools):
+        raise RecipeError.one(
+            "messages[-1].tool_calls",
+            None,
+            "the chat template writes calls unlike Qwen3's, so an answer could not be compared with this one",
+            "end such conversations with the answer that follows the call's result, or choose another model",
+        )
 
 
 def too_long(example: Example, rows: Sequence[TokenRow], max_length: int) -> Problem | None:

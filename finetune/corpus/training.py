@@ -40,6 +40,41 @@ def tokenise(job: Job, sides: Sides) -> dict[Side, list[tokens.TokenRow]]:
     return rows
 
 
+def mix_modes(job: Job, sides: Sides, rows: list[tokens.TokenRow]) -> list[tokens.TokenRow]:
+    """Training examples with prepare.think_share of them in thinking mode; what is over in one mode is counted.
+
+    The unit is the supervised turn, as it is trained. A conversation none of whose turns is left is no training row.
+    """
+    share = job.settings.prepare.think_share
+    if share is None:
+        return rows
+    of_mode = {mode: [row.id for row in rows if row.mode == mode] for mode in ("plain", "think")}
+    think, plain = len(of_mode["think"]), len(of_mode["plain"])
+    for mode, count in (("think", think), ("plain", plain)):
+        if not count:
+            raise RecipeError.one(
+                "prepare.think_share",
+                share,
+                f"no training example is of mode {mode}, so the two cannot be mixed",
+                "set prepare.think_share=null, or add rows of that mode",
+            )
+    most = {"think": max(1, round(share * plain / (1 - share))), "plain": max(1, round(think * (1 - share) / share))}
+    kept = set().union(*(choose(ids, most[mode], job.settings.seed, f"mix/{mode}") for mode, ids in of_mode.items()))
+    examples = {example.chat.id: example for dealt in sides.values() for example in dealt["train"]}
+    over = [row for row in rows if row.id not in kept]
+    rejects = []
+    for row in over:
+        item = (examples.get(row.id) or examples[row.id.rpartition("#")[0]]).item
+        reason = f"over the share of mode {row.mode}"
+        rejects.append(Reject(item.file, item.line, row.id, "mix", reason, f"think_share {share}"))
+    mixed = [row for row in rows if row.id in kept]
+    job.ledger.record("mix", "train", len(rows), len(mixed), rejects, unit="supervised turns")
+    left = {row.id for row in mixed} | {row.id.rpartition("#")[0] for row in mixed}
+    for dealt in sides.values():
+        dealt["train"] = [example for example in dealt["train"] if example.chat.id in left]
+    return mixed
+
+
 def make_text(job: Job, items: Items, index: EvaluationIndex | None) -> dict[str, list[tuple[str, list[int]]]]:
     """Running text for continued pre-training: never from test groups of a source that tasks are made of."""
     pieces: dict[str, list[tuple[str, list[int]]]] = {"train": [], "valid": []}

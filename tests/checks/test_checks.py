@@ -112,6 +112,16 @@ CASES = {
     "reasoning without think mode": (
         {"tasks.place.reasoning": "{text}"}, "tasks.place.reasoning", "{text}", "does not have", "model=qwen3_32b",
     ),
+    "prompt and messages": (
+        {"tasks.place.messages": "text", "tasks.place.answer": None}, "tasks.place", None, "a prompt or messages",
+        "keep tasks.place.prompt",
+    ),
+    "tools without messages": (
+        {"tasks.place.tools": "text"}, "tasks.place.tools", "text", "goes with messages", "drop tasks.place.tools",
+    ),
+    "a mix of one mode": (
+        {"prepare.think_share": 0.75}, "prepare.think_share", 0.75, "mixes two modes", "prepare.think_share=null",
+    ),
     "answer longer than a row": (
         {"tasks.place.max_new_tokens": 256}, "tasks.place.max_new_tokens", 256, "no room for a prompt", "lower",
     ),
@@ -201,7 +211,7 @@ CASES = {
         {"sft.trl.num_train_epochs": 2}, "sft.trl.num_train_epochs", 2, "max_steps=60 is set as well",
         "sft.max_steps=null, or take it out with ~sft.trl.num_train_epochs",
     ),
-    "packing by TRL": ({"sft.trl.packing": True}, "sft.trl.packing", True, "set by the toolkit", "set sft.packing:"),
+    "packing by TRL": ({"sft.trl.packing": True}, "sft.trl.packing", True, "set by the toolkit", "set sft.packing or"),
     "a cache in training": ({"sft.trl.use_cache": True}, "sft.trl.use_cache", True, "set by", "see each other"),
     "padding that does nothing": (
         {"cpt.trl.pad_to_multiple_of": 8, "stages": ["cpt", "sft"]}, "cpt.trl.pad_to_multiple_of", 8, "set by", "drop it",
@@ -264,6 +274,31 @@ CASES = {
     ),
     "work that is a file": ({"work": "pyproject.toml"}, "work", "pyproject.toml", "is a file", "work=work/"),
 }  # fmt: skip
+
+
+TALK = {"tasks.place.prompt": None, "tasks.place.answer": None, "tasks.place.messages": "text"}
+THINKING = ("model=tiny_qwen3", "machine=cpu")
+
+
+def test_a_task_of_whole_conversations_takes_everything_from_them():
+    assert problems(TALK) == []
+    problem = only({**TALK, "tasks.place.answer": "{text}"})
+    assert (problem.path, problem.rule) == ("tasks.place.answer", "comes from the conversations of tasks.place.messages")
+
+
+def test_a_mix_needs_tasks_of_both_modes():
+    share = {"prepare.think_share": 0.75}
+    assert problems({**share, "tasks.place.reasoning": "{text}"}, THINKING) == []
+    assert problems({**share, **TALK}, THINKING) == []
+    assert "needs trained tasks of both modes" in only(share, THINKING).rule
+
+
+def test_a_model_that_always_thinks_is_not_trained_on_plain_answers():
+    always = {"model.modes": ["think"], "model.default_mode": "think"}
+    found = problems(always, THINKING)
+    assert [problem.path for problem in found] == ["tasks.fields.reasoning", "tasks.place.reasoning"]
+    reasoned = {"tasks.fields.reasoning": "{text}", "tasks.place.reasoning": "{text}"}
+    assert problems({**always, **reasoned}, THINKING) == []
 
 
 @pytest.mark.parametrize("case", CASES)
