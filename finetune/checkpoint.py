@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import write_whole
+from finetune.config.model import Yarn
 from finetune.errors import RecipeError
 
 TOKENIZER_FILES = (
@@ -23,9 +24,11 @@ _ARCHITECTURE = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 _BAKED = "{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}\n"
 
 
-def write_small_files(base: Path, model: Path, *, dtypes: set[str], default_mode: str | None) -> None:
+def write_small_files(
+    base: Path, model: Path, *, dtypes: set[str], default_mode: str | None, yarn: Yarn | None = None
+) -> None:
     """Write everything but the weights into `model`. Deterministic: same base, same bytes."""
-    config = model_config(read_json(base / "config.json"), dtypes=dtypes)
+    config = model_config(read_json(base / "config.json"), dtypes=dtypes, yarn=yarn)
     tokenizer = tokenizer_config(read_json(base / "tokenizer_config.json"), config)
     generation_file = base / "generation_config.json"
     earlier = read_json(generation_file) if generation_file.exists() else {}
@@ -43,8 +46,11 @@ def write_small_files(base: Path, model: Path, *, dtypes: set[str], default_mode
     write_whole(model / TEMPLATE, bake_mode(read_template(base), default_mode))
 
 
-def model_config(base: Mapping[str, Any], *, dtypes: set[str]) -> dict[str, Any]:
-    """config.json of the merged model: rope and dtype in the spelling of transformers 4 and 5, nothing of training."""
+def model_config(base: Mapping[str, Any], *, dtypes: set[str], yarn: Yarn | None = None) -> dict[str, Any]:
+    """config.json of the merged model: rope and dtype in the spelling of transformers 4 and 5, nothing of training.
+
+    `yarn` is what the adapter was trained with, in place of the base's own rope.
+    """
     config = {
         key: value
         for key, value in base.items()
@@ -57,6 +63,9 @@ def model_config(base: Mapping[str, Any], *, dtypes: set[str]) -> dict[str, Any]
     config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
     if len(dtypes & set(_DTYPE_NAME)) == 1:
         config["dtype"] = _DTYPE_NAME[next(iter(dtypes & set(_DTYPE_NAME)))]
+    if yarn is not None:
+        theta = _rope(config)["rope_theta"]
+        config |= {"rope_theta": theta, "rope_scaling": yarn.model_dump(), "max_position_embeddings": yarn.positions}
     return {**config, **_rope(config)} if not _rope_scaled(config) else _scaled_rope(config)
 
 

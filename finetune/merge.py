@@ -25,7 +25,7 @@ from finetune.artifacts import (
     sync_directory,
     write_whole,
 )
-from finetune.config.model import Model
+from finetune.config.model import Model, Yarn
 from finetune.config.section import Section
 from finetune.config.training import Method
 from finetune.errors import RecipeError
@@ -60,6 +60,7 @@ def run(config: Mapping[str, Any], *, out: Path, base: Artifact, adapter: Artifa
         identity=canonical_json({"base": base.digest, "adapter": adapter.digest}),
         round_trip=RoundTrip.of(adapter.facts, settings.method, settings.model),
         default_mode=settings.model.default_mode,
+        yarn=settings.model.rope_parameters,
         say=say,
     )
     return {"merged_tensors": summary["merged_tensors"], "bytes": summary["bytes"], "base_used": summary["base_used"]}
@@ -76,8 +77,8 @@ def merge_adapter(
 ) -> dict[str, Any]:
     """Merge any supported PEFT adapter into its base: `finetune merge --base --adapter --out`.
 
-    An adapter that a training stage of ours published says itself which modules were 4-bit and which mode it answers
-    in; for others both stay as the base has them unless they are given.
+    An adapter that a training stage of ours published says itself which modules were 4-bit, which mode it answers in
+    and which YaRN it was trained with; for others all stay as the base has them unless they are given.
     Publishes `out_dir` with one rename; killed before that, the same command goes on. Raises RecipeError when `out_dir`
     exists, when base and adapter do not fit each other, or when a number is not finite.
     """
@@ -89,15 +90,17 @@ def merge_adapter(
     recorded = _recorded(adapter_dir)
     round_trip = round_trip or (RoundTrip.of(*recorded) if recorded else None)
     default_mode = default_mode or (recorded[2].default_mode if recorded else None)
+    yarn = recorded[2].rope_parameters if recorded else None
     partial = out_dir.with_name(out_dir.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     identity = canonical_json(
         {"base": _fingerprint(base_dir), "adapter": _fingerprint(adapter_dir), "mode": default_mode,
-         "round_trip": round_trip.describe() if round_trip else None}
+         "round_trip": round_trip.describe() if round_trip else None, "yarn": yarn.model_dump() if yarn else None}
     )  # fmt: skip
     summary = write_merged(
-        base_dir, adapter_dir, partial, identity=identity, round_trip=round_trip, default_mode=default_mode, say=say
-    )
+        base_dir, adapter_dir, partial, identity=identity, round_trip=round_trip, default_mode=default_mode, yarn=yarn,
+        say=say,
+    )  # fmt: skip
     partial.replace(out_dir)
     sync_directory(out_dir.parent)
     return summary
@@ -111,6 +114,7 @@ def write_merged(
     identity: str,
     round_trip: RoundTrip | None = None,
     default_mode: str | None = None,
+    yarn: Yarn | None = None,
     say: Say = print,
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def write_merged(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_whole(model / shards.INDEX, json.dumps(index, indent=2) + "\n")
     dtypes = {tensor.dtype for tensors in source.values() for tensor in tensors.values()}
-    checkpoint.write_small_files(base_dir, model, dtypes=dtypes, default_mode=default_mode)
+    checkpoint.write_small_files(base_dir, model, dtypes=dtypes, default_mode=default_mode, yarn=yarn)
     summary = {
         "adapter_sha256": adapter.sha256,
         "adapter_tensors": len(adapter.tensors),

@@ -251,7 +251,7 @@ def _copy_published(model: Any, directory: Path) -> None:
 def _load_merged(checkpoint: Artifact, model: Model, device: Any) -> Any:
     """The published files and nothing else, as a server would see them."""
     whole = Artifact(checkpoint.file("model"), checkpoint.manifest)
-    return load_base(whole, model, None, device=device)
+    return load_base(whole, model.model_copy(update={"rope_parameters": None}), None, device=device)
 
 
 def _free_bytes(device: Any) -> int:

@@ -169,6 +169,11 @@ FAULTS = {
     "unknown rope": (_json("config.json", rope_parameters={"rope_type": "foo", "rope_theta": 1e4}), "known are"),
     "yarn without factor": (
         _json("config.json", rope_parameters="REMOVE", rope_scaling={"rope_type": "yarn"}), "factor"),
+    "yarn without its origin": (
+        _json("config.json", rope_parameters="REMOVE", rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+        "original_max"),
+    "yarn served too far": (
+        _json("config.json", rope_parameters="REMOVE", rope_scaling=YARN, max_position_embeddings=4096), "not reach"),
     "yarn that extends nothing": (_json("config.json", rope_parameters="REMOVE", rope_scaling=YARN), "write 1024"),
     # generation
     "no generation config": (lambda m: (m / "generation_config.json").unlink(), "temperature 1.0"),

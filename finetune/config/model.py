@@ -24,6 +24,19 @@ class Architecture(Section):
     max_position_embeddings: Positive
 
 
+class Yarn(Section):
+    """A context extended by YaRN (arXiv 2309.00071), in the spelling of the Hugging Face config.json."""
+
+    rope_type: Literal["yarn"] = "yarn"
+    factor: Annotated[float, Field(gt=1)]
+    original_max_position_embeddings: Positive
+    """Positions that the frequencies were trained for; Qwen3: 32768 (its config.json says 40960, answers included)."""
+
+    @property
+    def positions(self) -> int:
+        return int(self.original_max_position_embeddings * self.factor)
+
+
 class Model(Section):
     name: str
     """Hub id; written into adapter, card and lineage."""
@@ -45,3 +58,10 @@ class Model(Section):
     note: str = ""
     """What must be said wherever the model is named (for example how its weights were made)."""
     architecture: Architecture
+    rope_parameters: Yarn | None = None
+    """Trained, scored and exported with this YaRN; null: as the base's own config.json says."""
+
+    @property
+    def positions(self) -> int:
+        """The longest sequence in tokens."""
+        return self.rope_parameters.positions if self.rope_parameters else self.architecture.max_position_embeddings

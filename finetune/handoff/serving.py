@@ -25,12 +25,17 @@ def script(model_dir: Path, adapter_dir: Path, name: str, model: Model) -> str:
         f"  --served-model-name {name} \\",
         f"  --dtype {model.dtype} \\",
         '  --tensor-parallel-size "${TENSOR_PARALLEL:-1}" \\',
-        f'  --max-model-len "${{MAX_MODEL_LEN:-{min(model.architecture.max_position_embeddings, 8192)}}}" \\',
+        f'  --max-model-len "${{MAX_MODEL_LEN:-{_longest(model)}}}" \\',
         *(["  --reasoning-parser qwen3 \\"] if model.default_mode == "think" else []),
         '  "$@"',
-        *_adapter(config, name, model),
+        *_adapter(config, name, model, model_dir),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _longest(model: Model) -> int:
+    """YaRN is chosen for long requests; without it, room for every position would cost cache that few requests use."""
+    return model.positions if model.rope_parameters else min(model.positions, 8192)
 
 
 def _thinking(model: Model) -> list[str]:
@@ -45,7 +50,7 @@ def _thinking(model: Model) -> list[str]:
     ]
 
 
-def _adapter(config: dict[str, object], name: str, model: Model) -> list[str]:
+def _adapter(config: dict[str, object], name: str, model: Model, model_dir: Path) -> list[str]:
     """How to serve the adapter beside its base instead, or why that cannot be."""
     blocked = [key for key in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(key)]
     if blocked or config.get("bias", "none") != "none":
@@ -55,9 +60,16 @@ def _adapter(config: dict[str, object], name: str, model: Model) -> list[str]:
     highest = max(int(str(rank)) for rank in ranks)
     allowed = next((rank for rank in _LORA_RANKS if rank >= highest), highest)
     revision = f" --revision {model.revision}" if model.revision else ""
+    yarn = []
+    if model.rope_parameters is not None:
+        merged = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        rope = {"rope_theta": merged["rope_theta"], **model.rope_parameters.model_dump()}
+        over = json.dumps({"rope_parameters": rope, "max_position_embeddings": model.positions})
+        yarn = [f"#     --hf-overrides '{over}' \\"]
     return [
         "",
         "# The adapter on its base, which several adapters can share:",
         f"#   vllm serve {model.name}{revision} --enable-lora --max-lora-rank {allowed} \\",
+        *yarn,
         f"#     --lora-modules {name}=adapter --dtype {model.dtype} --chat-template model/chat_template.jinja",
     ]

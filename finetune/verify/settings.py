@@ -9,7 +9,9 @@ from finetune.errors import Problem
 
 _ARCHITECTURE = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 _ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
+    "default": (), "linear": ("factor",), "dynamic": ("factor",),
+    # Without the second, readers put max_position_embeddings in its place, which is the extended length here.
+    "yarn": ("factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 }  # fmt: skip
@@ -67,12 +69,13 @@ def _rope(where: str, config: Mapping[str, Any]) -> Iterator[Problem]:
     lacking = [key for key in _ROPE_NEEDS[kind] if key not in rope]
     if lacking:
         yield Problem(f"{where}: rope ({kind})", lacking, "keys that this kind needs are missing", "add them")
-    original, longest = rope.get("original_max_position_embeddings"), config.get("max_position_embeddings")
-    if kind == "yarn" and not lacking and original and longest and longest < int(original * rope["factor"]):
-        yield Problem(
-            f"{where}: max_position_embeddings", longest, "YaRN extends nothing while this is below original x factor",
-            f"write {int(original * rope['factor'])}",
+    original, longest = rope.get("original_max_position_embeddings", 0), config.get("max_position_embeddings")
+    if kind == "yarn" and not lacking and longest != (reach := int(original * rope["factor"])):
+        rule = (
+            "YaRN extends nothing while this is below original x factor" if longest is None or longest < reach
+            else "servers would accept positions that YaRN does not reach"
         )  # fmt: skip
+        yield Problem(f"{where}: max_position_embeddings", longest, rule, f"write {reach}")
 
 
 def check_generation(
