@@ -198,6 +198,11 @@ def load_base(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     wanted = dtype or getattr(torch, model.dtype)
+    config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    if model.rope_parameters is not None:
+        yarn = model.rope_parameters
+        config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **yarn.model_dump()}
+        config.max_position_embeddings = yarn.positions
     options: dict[str, Any] = {
         "config": config, "dtype": wanted, "attn_implementation": model.attn_implementation, "local_files_only": True,
         "trust_remote_code": False, "use_safetensors": True,
@@ -215,11 +220,6 @@ def load_base(
     if "device_map" not in options and not _zero3_is_on():
         loaded.to(device)
     return loaded.eval()
-    config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
-    if model.rope_parameters is not None:
-        yarn = model.rope_parameters
-        config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **yarn.model_dump()}
-        config.max_position_embeddings = yarn.positions
 
 
 def _make_contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -116,9 +116,9 @@ def _better(found: Plan) -> Iterator[str]:
 def _models(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
     for name, file in choices("model").items():
         plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-        changes: dict[str, Any] = {"model": Model.model_validate(plain["model"])}
         if "defaults" in plain:  # a variant of another file, for longer texts: never the smaller model
             continue
+        changes: dict[str, Any] = {"model": Model.model_validate(plain["model"])}
         changes |= {s: type(getattr(recipe, s)).model_validate(plain[s]) for s in ("cpt", "sft", "dpo") if s in plain}
         if changes["model"].key != recipe.model.key:
             yield name, _unsettled(recipe.model_copy(update=changes))
