@@ -4,8 +4,8 @@ TRL's trainers call `model(..., labels=labels, fused_lm_head=True)` and read per
 answer. Off Triton its own head scores every position. Here, on CPU, three things are left out that change no result:
 
 - positions without a label never reach the head (a third of a forward at 49,152 tokens of vocabulary);
-- the padding mask: with padding on the right a causal model never looks at it, and without a mask the attention
-  kernel takes its causal path;
+- padding: the rows of a batch become one flat row, padded or packed, and each document is attended to by itself
+  (attention.py), so that a packed step and a padded one are the same computation;
 - in a batch of pairs (DPO: first half chosen, second half rejected) the prompt, which both answers share, is read
   once: one row holds prompt, chosen and rejected, and the rejected tokens are masked from the chosen ones.
 """
@@ -16,8 +16,14 @@ from typing import Any
 
 import torch
 
+from finetune.attention import attend_documents
+
 _ROWS = 256
 """Positions scored at once: 50 MB of float32 logits at a vocabulary of 49,152."""
+
+_FLAT = ("input_ids", "position_ids", "cu_seq_lens_q")
+_REPEATED = ("cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")  # the same bounds for other kernels
+_TAKEN = {*_FLAT, *_REPEATED, "attention_mask", "use_cache", "return_dict"}
 
 _RESHAPED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -26,10 +32,13 @@ def score_supervised_only(model: Any, *, outputs: tuple[str, ...], pairs: bool =
     """Give `model` (the model under the adapter, already given TRL's fused head) the head described above.
 
     `outputs` are TRL's names of the per-token fields wanted. `pairs` says that batches are chosen rows followed by
-    rejected rows. Calls without `fused_lm_head=True` are left as they were.
+    rejected rows; calls without `fused_lm_head=True` are then left as they were. Otherwise they are refused, because
+    the model attends inside documents only.
     """
     shaped = [name for name in _RESHAPED if getattr(model.config, name, None) not in (None, 1.0)]
     assert not shaped, f"this model reshapes its logits ({shaped[0]}); the lean head would not"
+    if not pairs:
+        attend_documents(model)
     inner = model.forward
 
     @functools.wraps(type(model).forward)
@@ -38,17 +47,17 @@ def score_supervised_only(model: Any, *, outputs: tuple[str, ...], pairs: bool =
             return inner(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
         given = {name for name, value in kwargs.items() if value is not None}  # PEFT passes many a None
         assert not args, "TRL's trainers pass tensors by name"
-        assert given <= {"input_ids", "attention_mask", "use_cache", "return_dict"}, f"what is {sorted(given)} for?"
+        assert given <= _TAKEN, f"what is {sorted(given - _TAKEN)} for?"
         input_ids: torch.Tensor = kwargs["input_ids"]
         attention: torch.Tensor | None = kwargs.get("attention_mask")
-        if attention is not None and bool((attention[:, 1:] > attention[:, :-1]).any()):
-            return inner(fused_lm_head=True, labels=labels, **kwargs)  # left padding: the mask matters
         target = labels[:, 1:]
         mask = target != -100
-        if pairs:
-            hidden = _hidden_of_pairs(self, input_ids, attention, mask)
+        if not pairs:
+            hidden = _hidden_of_documents(self, kwargs, mask)
+        elif attention is not None and bool((attention[:, 1:] > attention[:, :-1]).any()):
+            return inner(fused_lm_head=True, labels=labels, **kwargs)  # left padding: the mask matters
         else:
-            hidden = self.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][mask]
+            hidden = _hidden_of_pairs(self, input_ids, attention, mask)
         return _score(self.get_output_embeddings(), hidden, target, mask, outputs)
 
     model.forward = types.MethodType(forward, model)
@@ -113,6 +122,27 @@ def _score(head: Any, hidden: torch.Tensor, target: torch.Tensor, mask: torch.Te
         loss=-log_probs.sum() / mask.sum().clamp(min=1), log_probs=log_probs, entropy=nothing, mean_logits=nothing,
         label_mask=mask, **{name: spread(values) for name, values in extra.items()},
     )
+
+
+def _hidden_of_documents(model: Any, given: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
+    """Hidden states at the supervised positions (in the order of `mask`): position t predicts t + 1.
+
+    `given` holds a padded batch (rows, length) or, as TRL's padding-free collator makes it, one flat row.
+    """
+    scored = torch.nn.functional.pad(mask, (0, 1))
+    if given.get("cu_seq_lens_q") is not None:
+        assert given.get("attention_mask") is None, "a flat row has no padding to mask"
+        flat = {name: given[name] for name in _FLAT}
+    else:
+        padded: torch.Tensor = given["input_ids"]
+        here = given.get("attention_mask")
+        here = torch.ones_like(padded) if here is None else here
+        positions, bounds = here.cumsum(1) - 1, here.sum(1).cumsum(0, dtype=torch.int32)
+        here = here.bool()
+        values = (padded[here][None], positions[here][None], torch.nn.functional.pad(bounds, (1, 0)))
+        flat = dict(zip(_FLAT, values, strict=True))
+        scored = scored[here][None]
+    return model.base_model(**flat, use_cache=False).last_hidden_state[scored]
 
 
 def _hidden_of_pairs(

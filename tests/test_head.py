@@ -73,6 +73,14 @@ def test_scores_and_gradients_equal_trls_own_head(folder: Path, attention: str) 
     torch.testing.assert_close(our_gradient, their_gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_padding_never_enters_the_model(folder: Path) -> None:
+    batch = rows([17, 30, 22], [5, 11, 1])
+    lean = adapted(folder, "eager", lean=True)
+    seen = read_lengths(lean)
+    gradients(lean, batch)
+    assert seen == [17 + 30 + 22]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_prompt_read_once_scores_both_answers_as_if_read_twice(folder: Path, attention: str) -> None:
     batch = rows([20, 25, 16, 31], [6, 9, 7, 15])  # pairs (0, 2) and (1, 3): prompts of 14, 16, 9, 16
@@ -101,8 +109,8 @@ def test_left_padding_is_not_mistaken_for_right_padding(folder: Path) -> None:
     torch.testing.assert_close(ours["log_probs"], theirs["log_probs"])
 
 
-def test_generation_is_left_alone(folder: Path) -> None:
+def test_generation_is_left_alone_where_pairs_are_trained(folder: Path) -> None:
     batch = rows([12], [4])
-    lean, plain = adapted(folder, "sdpa", lean=True).eval(), adapted(folder, "sdpa", lean=False).eval()
+    lean, plain = adapted(folder, "sdpa", lean=True, pairs=True).eval(), adapted(folder, "sdpa", lean=False).eval()
     with torch.no_grad():
         torch.testing.assert_close(lean(batch["input_ids"]).logits, plain(batch["input_ids"]).logits)

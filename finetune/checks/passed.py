@@ -18,7 +18,7 @@ from finetune.config.upstream import (
 from finetune.errors import Problem
 
 _PREPARED = "rows are tokenised and masked in PREPARE, the same for every trainer"
-_PACKED = "set {stage}.packing: whole rows are joined, best-fit decreasing, and never attend to each other"
+_PACKED = "set sft.packing or cpt.packing: whole rows are joined, best-fit decreasing, and never attend to each other"
 _REFERENCE = "the reference is the adapter DPO starts from, its scores are computed once and kept"
 _HANDED = "nothing is uploaded: HANDOFF writes a bundle"
 _RESUME = "resuming is ours, with checkpoints that are checked before they are loaded: run the same command again"
