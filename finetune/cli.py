@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, "the main job on one process: documents to bundle"),
         ("plan", _plan, "memory, disk, time and cost before anything starts"),
         ("prepare", _prepare, "documents to tokenised examples, ledger and datasheet, nothing more"),
+        ("show", _show, "examples as they are trained, the trained tokens coloured, or as a page (--html)"),
         ("config", _config, "the resolved configuration, as YAML"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -52,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config-dir", type=Path, help="folder with private recipes (*.yaml) and groups")
         if name == "plan":
             command.add_argument("--json", action="store_true", help="the same facts as JSON")
+        if name == "show":
+            command.add_argument("--rows", type=int, default=4, help="how many examples (4)")
+            command.add_argument("--id", help="all examples of this record")
+            command.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
         command.set_defaults(run=run)
     merge = commands.add_parser("merge", help="merge a PEFT adapter into its base, tensor by tensor")
     merge.add_argument("--base", type=Path, required=True)
@@ -114,6 +119,14 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> int:
     import yaml
+
+def _show(options: argparse.Namespace) -> int:
+    from finetune import show
+
+    return show.run(
+        options.words, config_dir=options.config_dir, rows=options.rows, only=options.id, html=options.html
+    )
+
 
     from finetune.config import load
 

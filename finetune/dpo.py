@@ -154,7 +154,8 @@ def read_pairs(
         rows.append(
             {
                 "id": pair.id, "prompt_ids": ids["chosen"][0], "chosen_ids": ids["chosen"][1],
-                "rejected_ids": ids["rejected"][1], "held_out": pair.held_out,
+                "rejected_ids": ids["rejected"][1], "held_out": pair.held_out, "origin": pair.origin,
+                "mode": pair.mode,
             }
         )
     return rows, dropped, origins

@@ -17,15 +17,15 @@ LAYERS = [
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint",
      "order", "pulse", "resume", "spikes", "template"},
     {"base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "fourbit", "head",
-     "arguments", "attention", "reference"},
+     "arguments", "attention", "reference", "sequence"},
     {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff", "report"},
-    {"train", "cli"},
+    {"train", "progress", "show", "cli"},
 ]
 STAGES = {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}
 
 
-TRAINER = {"head", "arguments", "attention", "collective", "guard", "loop"}
+TRAINER = {"head", "arguments", "attention", "collective", "guard", "loop", "sequence"}
 """Classes on top of torch and the Trainer: stage modules import these rooms inside their functions."""
 
 

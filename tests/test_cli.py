@@ -119,7 +119,7 @@ def test_verify_of_a_folder_that_is_no_checkpoint_is_an_answer(tmp_path: Path) -
 def test_help_names_every_subcommand() -> None:
     result = run("-m", "finetune.cli", "--help")
     assert result.returncode == 0
-    assert all(word in result.stdout for word in ("train", "plan", "prepare", "config", "merge", "verify"))
+    assert all(word in result.stdout for word in ("train", "plan", "prepare", "show", "config", "merge", "verify"))
 
 
 @pytest.mark.parametrize("words", [["--config-dir", "mine", "a=1"], ["a=1", "--config-dir=mine"]])
