@@ -174,7 +174,6 @@ def _identity(settings: Config, base: Artifact, adapter: Artifact, machine: Mach
     """All that may change a bit of a reference score, beside the tokens: neither beta nor the learning rate."""
     import torch
 
-    scoring = {name: settings.dpo.trl.get(name) for name in ("ld_alpha", "pad_to_multiple_of")}
     return {
         "stage": STAGE.version,
         "base": base.digest,
@@ -186,7 +185,7 @@ def _identity(settings: Config, base: Artifact, adapter: Artifact, machine: Mach
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "bitsandbytes")},
-        **scoring,
+        "ld_alpha": settings.dpo.trl.get("ld_alpha"),
     }
 
 
@@ -280,6 +279,8 @@ def _trainer(
             missing = list({name_of(batch): batch for batch in batches if name_of(batch) not in known}.values())
             rounds = plan_rounds(missing, collective.world())
             said = time.monotonic()
+            if missing:
+                self.run.say(f"dpo: scoring the reference in {len(missing)} batches ({len(known)} are kept)")
             for number, of_ranks in enumerate(rounds, start=1):
                 found = collective.gather((self._score_batch(of_ranks[collective.rank()]), asked_to_stop()))
                 new = {name_of(batch): score for batch, (score, _) in zip(of_ranks, found, strict=True)}
@@ -290,9 +291,9 @@ def _trainer(
                     preempted = Preempted(self.run.name, 0, self.run.steps)
                     self.run.say(preempted.message)
                     raise preempted
-                if number == len(rounds) or time.monotonic() - said > 10:
+                if time.monotonic() - said > 10:
                     said = time.monotonic()
-                    self.run.say(f"dpo: reference scores, batch {number}/{len(rounds)}")
+                    self.run.say(f"dpo: reference scored in {number} of {len(rounds)} rounds")
             return known
 
         def _score_batch(self, batch: list[dict[str, Any]]) -> list[Pair]:

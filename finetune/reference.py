@@ -12,10 +12,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune.artifacts import canonical_json
 
+Item = TypeVar("Item")
 FOLDER = ".reference"
 """In the work folder, beside the stages."""
 
@@ -70,10 +71,10 @@ def name_of(batch: Sequence[Row]) -> str:
     return hashlib.sha256(canonical_json(tokens).encode()).hexdigest()
 
 
-def plan_rounds(batches: Sequence[Sequence[Any]], world: int) -> list[list[Sequence[Any]]]:
+def plan_rounds(batches: Sequence[list[Item]], world: int) -> list[list[list[Item]]]:
     """Batches for all ranks at once, of equal size in a round; where not enough are left every rank takes the same."""
     sizes = sorted({len(batch) for batch in batches}, reverse=True)
-    rounds: list[list[Sequence[Any]]] = []
+    rounds: list[list[list[Item]]] = []
     for size in sizes:
         alike = [batch for batch in batches if len(batch) == size]
         whole = len(alike) - len(alike) % world
