@@ -165,6 +165,8 @@ def _hush(machine: Machine) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     # TRL and PEFT use a key that transformers has renamed; it works until version 6.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    # DeepSpeed calls collectives by names that torch 2.13 is about to change, at every step.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
     # An optional kernel package that is fetched from a hub; the built-in one is used.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # temperature=0.0 beside do_sample=false is on purpose: vLLM samples without it.

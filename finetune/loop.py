@@ -26,7 +26,7 @@ from finetune import artifacts, base, collective, resume
 from finetune.collective import is_first
 from finetune.errors import Preempted
 from finetune.resume import Layout, step_of
-from finetune.spikes import spike_in
+from finetune.spikes import WINDOW, spike_in
 
 WORK = ".checkpoints"
 _PROGRESS = "progress.json"
@@ -117,7 +117,7 @@ class _Watch(TrainerCallback):
             if values:
                 record[name] = sum(values) / len(values)
         trainer._metrics["train"].clear()
-        if (spike := spike_in([*trainer.history, record])) is not None:
+        if (spike := spike_in([*trainer.history[-WINDOW:], record])) is not None:
             self._warn(record, spike)
         trainer.step_batches = []
         last = step >= run.steps
@@ -209,7 +209,11 @@ def train(trainer: Any, run: Run, start: Path | None, eval_batches: list[list[di
     with _StopSignal() as stop:
         watch = _Watch(trainer, run, stop)
         trainer.add_callback(watch)
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        gc.freeze()  # the Trainer collects garbage before its first step: half a second over what was just imported
+        try:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        finally:
+            gc.unfreeze()
     trainer.accelerator.free_memory()
     if watch.stopped and trainer.state.global_step < run.steps:
         preempted = Preempted(run.name, trainer.state.global_step, run.steps)

@@ -3,7 +3,8 @@
 The run's id lies in the work folder, so that a run that was stopped and started again goes on in the same place: its
 steps are numbered through all stages, and a step that W&B has is not logged again. W&B loses what it had not written
 when a process is killed; training tells it those steps again from the checkpoint.
-wandb is imported and started in a thread of its own: training does not wait for it.
+wandb is imported and started in a thread of its own when there is the first step to log: starting it costs CPU seconds
+that the first steps of a training would wait for.
 """
 
 import hashlib
@@ -37,6 +38,8 @@ class Tracker:
         self._say = say
         self._orders: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
+        self._wanted = threading.Event()
+        """Set when there is a step to log, or the run ends."""
         self._before = 0
         """Steps of the training stages that are done."""
         self._known = 0
@@ -82,6 +85,7 @@ class Tracker:
                 run.log({**numbers, f"{prefix}/step": step}, step=through)
 
         self._order(order)
+        self._wanted.set()
 
     def summary(self, facts: Mapping[str, Any]) -> None:
         """Final numbers of the run."""
@@ -100,6 +104,7 @@ class Tracker:
         """Send what is left; waits a minute at most."""
         if self._thread is not None:
             self._orders.put(None)
+            self._wanted.set()
             self._thread.join(_CLOSE_SECONDS)
             self._thread = None
 
@@ -116,6 +121,7 @@ class Tracker:
             self._orders.put(order)
 
     def _work(self, start: Callable[[], Any]) -> None:
+        self._wanted.wait()
         try:
             from wandb.errors import Error
             from wandb.sdk.lib.service.service_token import WandbServiceConnectionError

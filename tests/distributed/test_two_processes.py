@@ -1,7 +1,8 @@
-"""Two CPU processes train what one trains, and publish whole adapters."""
+"""Two CPU processes train what one trains, publish whole adapters, and stop together at a step that breaks on one."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -16,6 +17,8 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+LOSS, WEIGHTS = {"ddp": 1e-5, "zero3": 1e-5}, {"ddp": 1e-3, "zero3": 1e-3}
+"""One process against two, relative: the loss of every step, and the norm of the difference of every tensor."""
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +29,20 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tiny.make_preferences(inputs / "preferences")
 
     @cache
-    def run(layout: str, method: str, processes: int) -> list[Path]:
-        root = tmp_path_factory.mktemp(f"{layout}-{method}")
+    def run(layout: str, processes: int) -> list[dict[str, Any]]:
+        """What every rank wrote down."""
+        root = tmp_path_factory.mktemp(layout)
         for name in ("base", "prepared", "preferences"):
             (root / name).symlink_to(inputs / name)
         start = [sys.executable]
         if processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         done = subprocess.run(
-            [*start, str(ROOT / "tests/distributed/rank.py"), layout, method, str(root)], cwd=ROOT, capture_output=True,
-            text=True, timeout=400, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [*start, str(ROOT / "tests/distributed/rank.py"), layout, str(root)], cwd=ROOT, capture_output=True,
+            text=True, timeout=600, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        return [Path(path) for path in json.loads(line.removeprefix("RESULT "))]
+        return [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 
     return run
 
@@ -48,26 +51,72 @@ def log_of(adapter: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
 
 
+def planned() -> dict[str, tuple[int, int]]:
+    """The tensors of an adapter on all linear layers and their shapes, from the architecture and LoRA's rank alone."""
+    shape, rank = tiny.MODEL["architecture"], tiny.METHOD["lora"]["r"]
+    hidden, inner, head = shape["hidden_size"], shape["intermediate_size"], shape["head_dim"]
+    queries, keys = shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
+    linear = {
+        "self_attn.q_proj": (queries, hidden), "self_attn.k_proj": (keys, hidden), "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    tensors = {}
+    for layer in range(shape["num_hidden_layers"]):
+        for name, (rows, columns) in linear.items():
+            start = f"base_model.model.model.layers.{layer}.{name}.lora"
+            tensors |= {f"{start}_A.weight": (rank, columns), f"{start}_B.weight": (rows, rank)}
+    return tensors
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize("layout", ["ddp", "zero3"])
 def test_two_processes_train_what_one_trains(launch: Any, layout: str, method: str) -> None:
-    for alone, together in zip(launch("single", method, 1), launch(layout, method, 2), strict=True):
-        one, two = log_of(alone), log_of(together)
-        assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=2e-3)
-        held_out = [[line["eval_loss"] for line in log if "eval_loss" in line] for log in (one, two)]
-        assert held_out[1] == pytest.approx(held_out[0], rel=2e-3)
-        ours, theirs = load_file(alone / "adapter_model.safetensors"), load_file(together / "adapter_model.safetensors")
-        assert set(ours) == set(theirs)
+    worst = {"loss": 0.0, "weights": 0.0}
+    for alone, together in zip(launch("single", 1)[0][method], launch(layout, 2)[0][method], strict=True):
+        one, two = log_of(Path(alone)), log_of(Path(together))
+        assert [line["lr"] for line in two] == [line["lr"] for line in one]
+        for name in ("loss", "eval_loss"):
+            pairs = zip([line[name] for line in one if name in line], [line[name] for line in two if name in line],
+                        strict=True)  # fmt: skip
+            worst["loss"] = max(worst["loss"], *(abs(a - b) / abs(a) for a, b in pairs), 0.0)
+        ours = load_file(Path(alone) / "adapter_model.safetensors")
+        theirs = load_file(Path(together) / "adapter_model.safetensors")
         for name, tensor in theirs.items():
-            assert tensor.numel() > 0
-            assert tensor.shape == ours[name].shape
             # Not element by element: where a gradient is nearly zero, Adam turns its rounding into a whole step (1e-2).
             apart = torch.linalg.norm(tensor.float() - ours[name]) / torch.linalg.norm(ours[name])
-            # ZeRO-3 works on a bfloat16 copy, three digits of the float32 weights.
-            assert apart < (0.1 if layout == "zero3" else 0.01), name
+            worst["weights"] = max(worst["weights"], float(apart))
+    print(layout, method, worst)
+    assert worst["loss"] < LOSS[layout]
+    assert worst["weights"] < WEIGHTS[layout]
 
 
-def test_only_the_policy_is_published_by_several_ranks(launch: Any) -> None:
-    for path in launch("ddp", "lora", 2):
-        visible = {file.name for file in path.rglob("*") if not file.name.startswith(".")}
+@pytest.mark.parametrize("layout", ["single", "ddp", "zero3"])
+def test_every_published_adapter_holds_the_planned_tensors_and_nothing_inert(launch: Any, layout: str) -> None:
+    """peft#453, peft#2500, accelerate#3508: tensors of shape [0], because nobody gathered them under ZeRO-3."""
+    first = launch(layout, 1 if layout == "single" else 2)[0]
+    for folder in (*first["lora"], *first["qlora"]):
+        tensors = load_file(Path(folder) / "adapter_model.safetensors")
+        assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == planned()
+        assert all(bool(tensor.any()) for tensor in tensors.values())
+        visible = {file.name for file in Path(folder).rglob("*") if not file.name.startswith(".")}
         assert visible == {"adapter_model.safetensors", "adapter_config.json", "log.jsonl", "manifest.json"}
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("layout", ["single", "ddp", "zero3"])
+def test_a_broken_step_on_one_rank_stops_all_and_costs_that_step_only(launch: Any, layout: str, what: str) -> None:
+    ranks = launch(layout, 1 if layout == "single" else 2)
+    told = {rank[what]["told"] for rank in ranks}
+    assert len(told) == 1, "the ranks disagree"
+    (line,) = told
+    assert line.startswith("sft.trl.learning_rate=0.01: loss or gradient was not a finite number in step 3;")
+    named = re.findall(r"row-\d+", line)
+    # A broken loss is seen on its own rank; a broken gradient has been summed over all of them.
+    assert len(set(named)) == len(named) == (4 // len(ranks) if what == "loss" else 4)
+    for rank in ranks:
+        checkpoints = [path for path in rank[what]["sealed"] if "checkpoint-" in path]
+        assert [Path(path).parts[-2] for path in checkpoints] == ["checkpoint-1", "checkpoint-2"]
+    resumed, undisturbed = Path(ranks[0][what]["path"]), Path(ranks[0]["lora"][0])
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert (resumed / name).read_bytes() == (undisturbed / name).read_bytes()
