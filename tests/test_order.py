@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from finetune.order import filling, plan_order, steps_of
+from finetune.order import filling, pack_room, place_rows, plan_order, plan_packs, steps_of
 
 _DRAW = random.Random(1)
 LENGTHS = [_DRAW.randrange(20, 200) for _ in range(100)]
@@ -47,3 +47,44 @@ def test_lengths_of_successive_batches_are_mixed() -> None:
 )
 def test_steps_come_from_max_steps_or_from_epochs(rows: int, epochs: float, max_steps: int | None, steps: int) -> None:
     assert steps_of(rows, batch_size=8, epochs=epochs, max_steps=max_steps) == steps
+
+
+LOGNORMAL = [min(2048, max(16, int(_DRAW.lognormvariate(5, 0.8)))) for _ in range(2000)]
+
+
+@pytest.mark.parametrize("max_length", [2048, 4096])
+def test_packs_of_a_long_tailed_corpus_are_98_percent_full(max_length: int) -> None:
+    packs = place_rows(LOGNORMAL, room=max_length)
+    assert sum(LOGNORMAL) / (len(packs) * max_length) > 0.98
+
+
+def test_there_are_as_few_packs_as_in_trls_own_packing() -> None:
+    import pyarrow as pa
+    from trl.data_utils import _pack_bfd
+
+    table = pa.table({"input_ids": [[0] * length for length in LOGNORMAL]})
+    assert len(place_rows(LOGNORMAL, room=2048)) == len(_pack_bfd(table, 2048))
+
+
+def test_a_pack_holds_whole_rows_and_every_epoch_all_of_them_once() -> None:
+    count = len(place_rows(LENGTHS, room=512))
+    packs = plan_packs(LENGTHS, room=512, batch_size=count, steps=2, seed=0)
+    for epoch in (packs[:count], packs[count:]):
+        assert sorted(row for pack in epoch for row in pack) == list(range(100))
+    assert max(sum(LENGTHS[row] for row in pack) for pack in packs) <= 512
+    assert packs == plan_packs(LENGTHS, room=512, batch_size=count, steps=2, seed=0)
+    assert packs != plan_packs(LENGTHS, room=512, batch_size=count, steps=2, seed=1)
+    assert {tuple(pack) for pack in packs[:count]} != {tuple(pack) for pack in packs[count:]}
+
+
+def test_a_rest_is_shared_out_over_all_packs() -> None:
+    lengths = [100] * 45
+    assert [len(pack) for pack in place_rows(lengths, room=2000)] == [20, 20, 5]
+    room = pack_room(lengths, max_length=2000)
+    assert room == 1500
+    assert [len(pack) for pack in place_rows(lengths, room=room)] == [15, 15, 15]
+
+
+def test_a_row_longer_than_a_pack_is_never_cut() -> None:
+    with pytest.raises(AssertionError, match="longer than a pack"):
+        place_rows([10, 700], room=512)
