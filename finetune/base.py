@@ -21,6 +21,7 @@ from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.training import Method
 from finetune.errors import RecipeError
+from finetune.memory.disk import hub_snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,23 @@ def find_base(model: Model) -> Artifact:
             "model.path", str(path), "this folder has no *.safetensors (pickled weights are never loaded)",
             "convert the weights to safetensors first",
         )
-    files = _hash_files(path)
+    return _as_artifact(model, path, _hash_files(path))
+
+
+def remembered_base(model: Model) -> Artifact | None:
+    """What `find_base` would return, without fetching or hashing: None where a file was never hashed here."""
+    try:
+        path = hub_snapshot(model) if model.path is None and model.origin == "hub" else _directory_of(model)
+    except RecipeError:
+        return None
+    known = _read_book(wheels.home() / _REMEMBERED)
+    keys = {str(file.relative_to(path)): _key_of(file) for file in sorted(_visible(path))}
+    if not keys or not set(keys.values()) <= set(known):
+        return None
+    return _as_artifact(model, path, {name: known[key] for name, key in keys.items()})
+
+
+def _as_artifact(model: Model, path: Path, files: dict[str, str]) -> Artifact:
     digest = hashlib.sha256(artifacts.canonical_json(files).encode()).hexdigest()
     return Artifact(path, {"stage": "base", "digest": digest, "files": files, "facts": {"name": model.name}})
 

@@ -84,6 +84,7 @@ def _plan(options: argparse.Namespace) -> int:
     from finetune.checks import check
     from finetune.config import load
     from finetune.memory import here, plan, settle
+    from finetune.progress import look
 
     recipe = load(options.words, config_dir=options.config_dir)
     if problems := check(recipe):
@@ -92,7 +93,9 @@ def _plan(options: argparse.Namespace) -> int:
     machine = recipe.machine
     # The disk counts where the run would be: here, unless the machine has GPUs that this one lacks.
     local = machine.device != "cuda" or len(found.gpus) >= -(-machine.processes // machine.nodes)
-    planned = plan(settle(recipe, found), here=found if local else None)
+    recipe = settle(recipe, found)
+    progress, counted = look(recipe)
+    planned = plan(recipe, counted=counted, progress=progress, here=found if local else None)
     print(json.dumps(planned.to_json(), indent=1) if options.json else planned.render())
     return 0 if planned.fits else 2
 
@@ -117,9 +120,6 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace) -> int:
-    import yaml
-
 def _show(options: argparse.Namespace) -> int:
     from finetune import show
 
@@ -127,6 +127,9 @@ def _show(options: argparse.Namespace) -> int:
         options.words, config_dir=options.config_dir, rows=options.rows, only=options.id, html=options.html
     )
 
+
+def _config(options: argparse.Namespace) -> int:
+    import yaml
 
     from finetune.config import load
 

@@ -1,26 +1,23 @@
 """What a recipe needs on each device, of the host and of the disk, and how long it takes."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from finetune.config import Recipe
 from finetune.config.machine import Layout, Machine
-from finetune.config.model import Model
 from finetune.config.training import Training
 from finetune.errors import Problem
 from finetune.memory.counts import DTYPE_BYTES, lora_parameters, parameters, weight_bytes
 from finetune.memory.device import DeviceBytes, device_bytes, generation_bytes
+from finetune.memory.disk import disk_bytes
 from finetune.memory.machines import GIB, Here, resolve_machine
-from finetune.memory.work import Work, count_work, utilisation
+from finetune.memory.work import Counted, StageState, Work, count_work, longest, utilisation
 
 # Never ours to fill: the CUDA context, NCCL's buffers, and one twentieth for the allocator's gaps.
 _CONTEXT, _GAPS = 1.5 * GIB, 0.05
 # A Python process that has imported torch, transformers, trl and peft, and loaded nothing (measured: 0.7 to 0.9 GiB).
 _PROCESS = 0.9 * GIB
-_KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,13 @@ class StagePlan:
 
     name: str
     rows: int
-    """Rows, or preferences for DPO: what the recipe allows at most, where PREPARE has not counted them."""
+    """Rows, or preferences for DPO."""
     tokens: int
+    """Of all steps together."""
+    counted: tuple[str, ...]
+    """Which of rows, tokens and longest were counted by PREPARE or PAIRS; the others are the recipe's limits."""
+    longest: int
+    """Tokens of the longest row, or pack, that the bytes are counted with."""
     steps: int
     per_device_batch_size: int
     accumulation: int
@@ -72,11 +74,14 @@ class Plan:
     disk: Mapping[str, int]
     """What -> bytes, all of it at the end of the run; the bundle is hard-linked and costs nothing."""
     tokens_known: bool
+    """Whether tokens, and so hours and cost, were counted in every stage and are no upper limits."""
     utilisation: float
     hours: float | None
     """Training only, every stage; None where the device's speed is not known."""
     usd: float | None
     options: tuple[Option, ...]
+    progress: tuple[StageState, ...] = ()
+    """Every stage of the run in its order: cached, resumable or to run; empty where nobody looked."""
     problems: tuple[Problem, ...] = ()
     advice: tuple[str, ...] = ()
 
@@ -119,12 +124,11 @@ def settle(recipe: Recipe, here: Here, *, launched: int | None = None) -> Recipe
     return recipe.model_copy(update={"machine": machine})
 
 
-def measure(recipe: Recipe, *, rows: Mapping[str, int] | None = None, tokens: Mapping[str, int] | None = None) -> Plan:
+def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Plan:
     """Add everything up for a recipe whose machine is resolved; `planner.plan` then says what is wrong with it."""
     machine, model, method = recipe.machine, recipe.model, recipe.method
     batch = machine.per_device_batch_size or fitting_batch(recipe, machine)
-    work = [count_work(recipe, name, rows=rows or {}, tokens=tokens or {}) for name in recipe.stages]
-    stages = tuple(_stage(recipe, machine, one, batch) for one in work)
+    stages = tuple(_stage(recipe, machine, name, batch, (counted or {}).get(name)) for name in recipe.stages)
     hours = [stage.hours for stage in stages if stage.hours is not None]
     total_hours = sum(hours) if len(hours) == len(stages) else None
     price = machine.usd_per_gpu_hour
@@ -144,8 +148,8 @@ def measure(recipe: Recipe, *, rows: Mapping[str, int] | None = None, tokens: Ma
         host=_host(machine, stages, generation, whole),
         host_usable=round((machine.host_memory_gib or 0) * GIB),
         save_peak=adapter * DTYPE_BYTES[model.dtype],
-        disk=_disk(recipe),
-        tokens_known=all(name in (tokens or {}) for name in recipe.stages),
+        disk=disk_bytes(recipe),
+        tokens_known=all("tokens" in stage.counted for stage in stages),
         utilisation=utilisation(machine, quantised=method.bnb is not None),
         hours=total_hours,
         usd=None if price is None or total_hours is None else total_hours * price * machine.processes,
@@ -164,9 +168,9 @@ def usable_bytes(machine: Machine) -> int:
 def fitting_batch(recipe: Recipe, machine: Machine) -> int:
     """The largest per-device batch that divides every stage's batch and fits; 1 when nothing does."""
     batches = [_section(recipe, name).batch_size for name in recipe.stages]
-    largest = max(1, min(batches) // machine.processes)
+    largest = max(1, min(batches) // machine.batches)
     for size in range(largest, 1, -1):
-        even = all(batch % (size * machine.processes) == 0 for batch in batches)
+        even = all(batch % (size * machine.batches) == 0 for batch in batches)
         if even and _peak(recipe, machine, size) <= usable_bytes(machine):
             return size
     return 1
@@ -180,7 +184,7 @@ def _peak(recipe: Recipe, machine: Machine, batch: int) -> int:
     return max(_bytes(recipe, machine, name, batch).peak for name in recipe.stages)
 
 
-def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int) -> DeviceBytes:
+def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int, length: int | None = None) -> DeviceBytes:
     cuda = machine.device == "cuda"
     return device_bytes(
         recipe.model,
@@ -190,22 +194,28 @@ def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int) -> DeviceByt
         cuda=cuda,
         checkpointing=cuda if machine.gradient_checkpointing is None else machine.gradient_checkpointing,
         rows=batch,
-        length=_section(recipe, name).max_length,
+        # Ranks that share a row have a slice of its tokens, and in attention all tokens of a slice of the heads.
+        length=-(-(length or _section(recipe, name).max_length) // machine.sequence_parallel),
         preference=name == "dpo",
         deepspeed=machine.deepspeed,
     )
 
 
-def _stage(recipe: Recipe, machine: Machine, work: Work, batch: int) -> StagePlan:
-    section = _section(recipe, work.stage)
+def _stage(recipe: Recipe, machine: Machine, name: str, batch: int, counted: Counted | None) -> StagePlan:
+    section = _section(recipe, name)
+    work: Work = count_work(recipe, name, counted)
+    known = () if counted is None else tuple(key for key, value in asdict(counted).items() if value is not None)
+    length = longest(recipe, name, counted)
     return StagePlan(
-        name=work.stage,
+        name=name,
         rows=work.rows,
         tokens=work.tokens,
+        counted=known,
+        longest=length,
         steps=work.steps,
         per_device_batch_size=batch,
-        accumulation=max(1, section.batch_size // (batch * machine.processes)),
-        bytes=_bytes(recipe, machine, work.stage, batch),
+        accumulation=max(1, section.batch_size // (batch * machine.batches)),
+        bytes=_bytes(recipe, machine, name, batch, length),
         flops=work.flops,
         hours=work.hours,
     )
@@ -232,28 +242,6 @@ def _host(machine: Machine, stages: tuple[StagePlan, ...], generation: int, whol
     loading = whole if machine.layout == "zero3" else local * min(whole, 5 * 10**9)
     offloaded = whole // machine.nodes if machine.layout == "zero3" and stages[0].bytes.weights == 0 else 0
     return round(max(loading, offloaded) + local * 4 * GIB)
-
-
-def _disk(recipe: Recipe) -> dict[str, int]:
-    model, a = recipe.model, recipe.model.architecture
-    whole, trained = weight_bytes(a, model.dtype, None), lora_parameters(a, recipe.method.lora)
-    state = trained * (DTYPE_BYTES[model.dtype] + 3 * 4)
-    there = model.origin == "embedded" or model.path is not None or _is_cached(model)
-    return {
-        "download": 0 if there else whole,
-        "checkpoints": _KEPT_CHECKPOINTS * state,
-        "adapters": len(recipe.stages) * trained * DTYPE_BYTES[model.dtype],
-        "merged": whole,
-        "bundle": 0,
-    }
-
-
-def _is_cached(model: Model) -> bool:
-    """Whether the hub's cache on this machine has the pinned commit."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    snapshot = hub / f"models--{model.name.replace('/', '--')}" / "snapshots" / (model.revision or "")
-    return model.revision is not None and (snapshot / "config.json").exists()
 
 
 def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:

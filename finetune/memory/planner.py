@@ -14,6 +14,7 @@ from finetune.config.model import Model
 from finetune.errors import Problem
 from finetune.memory.budget import Plan, measure
 from finetune.memory.machines import GIB, Gpu, Here, resolve_machine
+from finetune.memory.work import Counted, StageState
 
 # Beyond these, training on a CPU is a mistake: nobody means to download 65 GB for that.
 _LONGEST_HOURS_ON_CPU = 72.0
@@ -23,15 +24,15 @@ _MOST_PARAMETERS_ON_CPU = 8_000_000_000
 def plan(
     recipe: Recipe,
     *,
-    rows: Mapping[str, int] | None = None,
-    tokens: Mapping[str, int] | None = None,
+    counted: Mapping[str, Counted] | None = None,
+    progress: tuple[StageState, ...] = (),
     here: Here | None = None,
 ) -> Plan:
-    """Plan a recipe whose machine is resolved. `rows` and `tokens` (stage -> number): counts instead of limits.
+    """Plan a recipe whose machine is resolved. `counted` (stage -> what is known of its data) replaces limits.
 
     With `here`, this machine's free disk counts as well. Nothing is started, downloaded or written.
     """
-    found = measure(recipe, rows=rows, tokens=tokens)
+    found = dataclasses.replace(measure(recipe, counted), progress=progress)
     lacks = _lacks(found, here)
     if lacks:
         advice = tuple(_instead(recipe))
@@ -110,7 +111,7 @@ def _better(found: Plan) -> Iterator[str]:
     if layout == "ddp" and method == "qlora" and ("lora", "zero3") in roomy:
         yield "method=lora machine.layout=zero3 trains on the unquantised weights: merging then loses nothing"
     if not found.tokens_known:
-        yield "tokens and hours are upper limits (full rows); the datasheet of `finetune prepare` has the real counts"
+        yield "tokens and hours are upper limits where they stand behind <=; after `finetune prepare` they are counts"
 
 
 def _models(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:

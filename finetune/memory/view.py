@@ -37,9 +37,10 @@ def render(plan: Plan) -> str:
     lines += [
         _line("rows in a batch: device", [str(stage.per_device_batch_size) for stage in plan.stages]),
         _line("  x accumulation", [str(stage.accumulation) for stage in plan.stages]),
-        _line("rows", [f"{stage.rows:,}" for stage in plan.stages]),
+        _line("rows", [_known(stage, "rows", stage.rows) for stage in plan.stages]),
+        _line("longest row, tokens", [_known(stage, "longest", stage.longest) for stage in plan.stages]),
         _line("steps", [f"{stage.steps:,}" for stage in plan.stages]),
-        _line("tokens" if plan.tokens_known else "tokens, at most", [f"{stage.tokens:,}" for stage in plan.stages]),
+        _line("tokens in all steps", [_known(stage, "tokens", stage.tokens) for stage in plan.stages]),
         _line("PFLOP", [f"{stage.flops / 1e15:,.4g}" for stage in plan.stages]),
         _line("hours", [_hours(stage) for stage in plan.stages]),
         "",
@@ -50,6 +51,8 @@ def render(plan: Plan) -> str:
         + ", ".join(f"{name} {_gib(size)}" for name, size in plan.disk.items() if size),
         f"time          {_time(plan)}",
     ]
+    if plan.progress:
+        lines.append(f"stages        {_progress(plan)}")
     if plan.options:
         lines += ["", "ways to lay it out, one row on each GPU:"]
         lines += [
@@ -72,6 +75,26 @@ def render(plan: Plan) -> str:
 
 def _line(title: str, cells: list[str]) -> str:
     return f"  {title:<28}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def _known(stage: StagePlan, name: str, number: int) -> str:
+    """`= 458` where it was counted, `<= 458` where it is the recipe's limit."""
+    return f"{'=' if name in stage.counted else '<='} {number:,}"
+
+
+def _progress(plan: Plan) -> str:
+    """Stages of one state together, in the order of the run."""
+    steps = {stage.name: stage.steps for stage in plan.stages}
+    groups: list[tuple[str, list[str]]] = []
+    for stage in plan.progress:
+        note = "" if stage.state == "cached" else stage.note
+        if stage.step is not None:
+            note = f"step {stage.step} of {steps[stage.name]}"
+        said = f"{stage.state} ({note})" if note else stage.state
+        if not groups or groups[-1][0] != said:
+            groups.append((said, []))
+        groups[-1][1].append(stage.name)
+    return "; ".join(f"{', '.join(names)}: {said}" for said, names in groups)
 
 
 def _hours(stage: StagePlan) -> str:

@@ -1,8 +1,8 @@
 """Rows, tokens, steps, FLOPs and hours of a training stage."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from finetune.config import Recipe
 from finetune.config.machine import Machine
@@ -14,6 +14,28 @@ from finetune.memory.counts import parameters
 _UTILISATION, _UTILISATION_NF4 = 0.40, 0.30
 # Achieved on a CPU core with AVX512-bf16: SmolLM2-135M, LoRA, 221 tokens/s on two cores at length 512.
 _CPU_TFLOPS_PER_CORE = 0.06
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What PREPARE or PAIRS counted for a training stage; None: not counted."""
+
+    rows: int
+    """Rows, or preferences for DPO."""
+    tokens: int | None
+    longest: int | None
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What of a stage is already in the work folder."""
+
+    name: str
+    state: Literal["cached", "resumable", "to run"]
+    note: str = ""
+    """The finished folder; what is left to go on from; why it was not looked at."""
+    step: int | None = None
+    """Optimiser step of the newest sealed checkpoint that this machine can go on from."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +55,28 @@ def utilisation(machine: Machine, *, quantised: bool) -> float:
     return _UTILISATION_NF4 if quantised else _UTILISATION
 
 
-def count_work(recipe: Recipe, name: str, *, rows: Mapping[str, int], tokens: Mapping[str, int]) -> Work:
-    """At most so much: where PREPARE has not counted, the recipe's limits and full rows are assumed."""
+def count_work(recipe: Recipe, name: str, counted: Counted | None) -> Work:
+    """At most so much: where nothing has been counted, the recipe's limits and full rows are assumed."""
     section: Training = getattr(recipe, name)
-    count = rows.get(name, _rows_at_most(recipe, name))
+    count = counted.rows if counted else _rows_at_most(recipe, name)
     sequences = 2 if name == "dpo" else 1
-    per_row = tokens[name] / max(count, 1) if name in tokens else section.max_length * sequences
-    steps = section.max_steps or math.ceil(count * section.epochs / section.batch_size)
+    length = longest(recipe, name, counted)
+    per_row = counted.tokens / max(count, 1) if counted and counted.tokens is not None else length * sequences
+    if getattr(section, "packing", False):  # a place of a batch holds a pack, full but for a few tokens
+        count, per_row = math.ceil(count * per_row / section.max_length), section.max_length
+    steps = section.max_steps or max(1, math.ceil(count * section.epochs / section.batch_size))
     total = round(steps * section.batch_size * per_row)
     flops = total * flops_per_token(recipe, name, length=per_row / sequences)
     speed = _speed(recipe)
-    return Work(name, count, total, steps, flops, None if speed is None else flops / speed / 3600)
+    return Work(name, counted.rows if counted else _rows_at_most(recipe, name), total, steps, flops,
+                None if speed is None else flops / speed / 3600)  # fmt: skip
+
+
+def longest(recipe: Recipe, name: str, counted: Counted | None) -> int:
+    """Tokens of the longest sequence that a device sees: the recipe's limit, or the longest row that was counted."""
+    section: Training = getattr(recipe, name)
+    known = counted.longest if counted and not getattr(section, "packing", False) else None
+    return min(section.max_length, known) if known else section.max_length
 
 
 def flops_per_token(recipe: Recipe, name: str, *, length: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.checks import check
 from finetune.config import load
-from finetune.memory import Gpu, Here, here, plan, resolve_machine, settle
+from finetune.memory import Counted, Gpu, Here, here, plan, resolve_machine, settle
 from finetune.memory.machines import GIB
 
 LAPTOP = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=500.0)
@@ -94,7 +94,7 @@ def test_a_full_disk_is_a_problem_only_for_the_machine_that_is_asked():
 
 def test_counted_tokens_replace_the_upper_limits():
     words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]")
-    limit, counted = planned(*words), planned(*words, rows={"sft": 320}, tokens={"sft": 32_000})
+    limit, counted = planned(*words), planned(*words, counted={"sft": Counted(320, 32_000, None)})
     epochs = _loaded(words).sft.trl["num_train_epochs"]
     assert counted.tokens_known
     assert not limit.tokens_known
@@ -105,12 +105,13 @@ def test_counted_tokens_replace_the_upper_limits():
 
 def test_without_steps_and_epochs_one_epoch_is_planned_as_it_is_trained():
     words = ("model=smollm2_135m", "machine=cpu", "stages=[sft]", "sft.max_steps=null")
-    assert planned(*words, rows={"sft": 464}).stages[0].steps == 464 / 8
+    assert planned(*words, counted={"sft": Counted(464, None, None)}).stages[0].steps == 464 / 8
 
 
 def test_hours_follow_from_flops_utilisation_and_price():
     found = planned(
-        "model=qwen3_32b", "machine=a100x8", "stages=[sft]", rows={"sft": 32_000}, tokens={"sft": 32_000_000}
+        "model=qwen3_32b", "machine=a100x8", "stages=[sft]",
+        counted={"sft": Counted(32_000, 32_000_000, None)},
     )
     # Three passes (forward, recomputed forward, backward without weight gradients) of 2 FLOPs for each weight.
     least = found.stages[0].tokens * 6 * (P - HEAD)

@@ -1,0 +1,169 @@
+"""What of a run is already there: cached, resumable, to run. Reads its work folder; starts, fetches and writes nothing.
+
+The walk follows `train.run`: a stage's key holds the digests of its inputs, so behind a stage that is not finished
+nothing can be known and everything is `to run`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from finetune import resume
+from finetune.artifacts import Artifact, Stage, find, stage_key
+from finetune.config import Recipe
+from finetune.config.data import find_files
+from finetune.corpus.read import find_documents
+from finetune.errors import RecipeError
+from finetune.memory import Counted, StageState
+from finetune.train import identity
+
+_MOST_HASHED = 200_000_000
+"""Bytes of documents that a plan reads for their hash: about a fifth of a second."""
+_MODULES = {
+    "prepare": ("finetune.corpus.prepare", "STAGE", "Config"),
+    "cpt": ("finetune.sft", "CPT_STAGE", "CptConfig"),
+    "sft": ("finetune.sft", "SFT_STAGE", "Config"),
+    "pairs": ("finetune.pairs", "STAGE", "Config"),
+    "dpo": ("finetune.dpo", "STAGE", "Config"),
+    "score": ("finetune.score.stage", "STAGE", "Config"),
+    "merge": ("finetune.merge", "STAGE", "Config"),
+    "proof": ("finetune.proof", "STAGE", "Config"),
+    "handoff": ("finetune.handoff", "STAGE", "Config"),
+}
+_KEPT = {"pairs": ".samples.jsonl", "score": ".answers-*.jsonl"}
+"""Lines of work that a killed attempt left behind."""
+
+
+def look(recipe: Recipe) -> tuple[tuple[StageState, ...], dict[str, Counted]]:
+    """The state of every stage in the order of the run, and what PREPARE and PAIRS have counted for training.
+
+    `recipe` is settled: a checkpoint fits only the layout it was saved in.
+    """
+    order = order_of(recipe)
+    root = Path(recipe.work)
+    unknown = tuple(StageState(name, "to run") for name in order)
+    if not any(root.glob("prepare-*")):
+        return unknown, {}
+    start, why = _start(recipe)
+    if start is None:
+        return tuple(StageState(name, "to run", why) for name in order), {}
+    done: dict[str, Artifact] = {}
+    states = [_look(recipe, name, start, done, root) for name in order]
+    return tuple(states), _counted(recipe, done)
+
+
+def order_of(recipe: Recipe) -> list[str]:
+    """Names of all stages, in the order in which `train.run` builds them."""
+    training = [name for stage in recipe.stages for name in (("pairs", "dpo") if stage == "dpo" else (stage,))]
+    return ["prepare", *training, "score", "merge", "proof", "handoff"]
+
+
+def _start(recipe: Recipe) -> tuple[dict[str, Artifact] | None, str]:
+    """Base and documents by their digests; None and the reason where these would take longer than a plan may."""
+    from finetune.base import remembered_base
+
+    base = remembered_base(recipe.model)
+    if base is None:
+        return None, "not looked at: the base's files have not been hashed on this machine"
+    try:
+        if sum(file.stat().st_size for file in _documents(recipe)) > _MOST_HASHED:
+            return None, f"not looked at: documents of more than {_MOST_HASHED / 1e6:.0f} MB would have to be hashed"
+        return {"base": base, "documents": find_documents(recipe.sources, recipe.documents)}, ""
+    except RecipeError as error:
+        return None, f"not looked at: {error.problems[0].path} is not there"
+
+
+def _documents(recipe: Recipe) -> Iterator[Path]:
+    for source in recipe.sources.values():
+        yield from find_files(recipe.documents, source.path) if source.path else ()
+
+
+def _look(
+    recipe: Recipe, name: str, start: Mapping[str, Artifact], done: dict[str, Artifact], root: Path
+) -> StageState:
+    inputs = _inputs(recipe, name, start, done)
+    if inputs is None or not any(root.glob(f"{name}-*")):
+        return StageState(name, "to run")
+    module, stage_name, config_name = _MODULES[name]
+    imported = import_module(module)
+    stage: Stage = getattr(imported, stage_name)
+    config = identity(recipe, getattr(imported, config_name))
+    found = find(stage, config, root=root, inputs=inputs)
+    if found is not None:
+        done[name] = found
+        return StageState(name, "cached", found.path.name)
+    partial = root / f"{name}-{stage_key(stage, config, inputs)}.partial"
+    step = _step(recipe, name, partial) if name in recipe.stages else None
+    note = "" if step is not None else _left(name, partial)
+    return StageState(name, "to run" if step is None and not note else "resumable", note, step)
+
+
+def _inputs(
+    recipe: Recipe, name: str, start: Mapping[str, Artifact], done: Mapping[str, Artifact]
+) -> dict[str, Artifact] | None:
+    """What `train.run` hands to the stage; None where one of them is not finished."""
+    if name == "prepare":
+        return dict(start)
+    trained = list(recipe.stages)
+    before = trained[: trained.index(name)] if name in trained else trained
+    if name == "pairs":
+        before = trained[: trained.index("dpo")]
+    wanted = {"prepared": "prepare"} if name != "merge" else {}
+    if name in ("cpt", "sft"):
+        wanted |= {"start": before[-1]} if before else {}
+    else:
+        wanted |= {"adapter": before[-1]}
+    wanted |= {"preferences": "pairs"} if name == "dpo" else {}
+    wanted |= {"checkpoint": "merge"} if name in ("proof", "handoff") else {}
+    wanted |= {"scores": "score", "proof": "proof"} if name == "handoff" else {}
+    if not all(stage in done for stage in wanted.values()):
+        return None
+    return {"base": start["base"]} | {given: done[stage] for given, stage in wanted.items()}
+
+
+def _left(name: str, partial: Path) -> str:
+    """What else a stopped attempt left to go on from, '' for nothing."""
+    if (partial / ".finished.json").exists():
+        return "trained, not yet published"
+    if name == "merge":
+        try:
+            state = json.loads((partial / ".merge.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return ""
+        return f"{len(state['shards'])} files merged"
+    if name in _KEPT:
+        lines = sum(file.read_bytes().count(b"\n") for file in partial.glob(_KEPT[name]))
+        return f"{lines} batches of answers kept" if lines else ""
+    return ""
+
+
+def _step(recipe: Recipe, name: str, partial: Path) -> int | None:
+    """Step of the newest sealed checkpoint of this machine's layout. The run checks its hashes as well."""
+    machine, section = recipe.machine, getattr(recipe, name)
+    share = section.batch_size // machine.processes
+    each = min(machine.per_device_batch_size or 1, share)
+    mine = {"world": machine.processes, "per_device": each, "accumulation": share // each, "kind": machine.layout}
+    steps = []
+    for marker in partial.glob(f".checkpoints/{resume.PREFIX}*/{resume.COMPLETE}"):
+        try:
+            sealed: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if all(sealed["layout"].get(key) == value for key, value in mine.items()):
+            steps.append(int(sealed["step"]))
+    return max(steps, default=None)
+
+
+def _counted(recipe: Recipe, done: Mapping[str, Artifact]) -> dict[str, Counted]:
+    """Stage -> rows, tokens and the longest row, from the facts of PREPARE and PAIRS."""
+    if "prepare" not in done:
+        return {}
+    facts = done["prepare"].facts
+    counted = {"sft": Counted(facts["rows"]["train"], facts["tokens"]["train"], facts["longest"])}
+    if "text_rows" in facts:
+        counted["cpt"] = Counted(facts["text_rows"]["train"], facts["text_tokens"]["train"], None)
+    if "pairs" in done:
+        counted["dpo"] = Counted(done["pairs"].facts["pairs"], None, None)
+    return {name: counts for name, counts in counted.items() if name in recipe.stages}
