@@ -208,7 +208,7 @@ def check_start(trainer: Any) -> None:
     """
     seen = trainer._metrics["train"]
     worst = max(abs(seen[name][-1]) for name in ("rewards/margins", "rewards/chosen", "rewards/rejected"))
-    if not worst <= trainer.start_bound:
+    if worst > trainer.start_bound:  # a loss that is no number is told by the guard, with its records
         raise RecipeError.one(
             "dpo", worst,
             f"a reward at step 0 must be 0 (at most {trainer.start_bound:g}): the reference is not the SFT policy that "
