@@ -254,13 +254,6 @@ def test_held_out_pairs_are_measured_and_never_trained(tmp_path: Path, inputs: d
     assert made.manifest["facts"]["eval_loss"] == log[-1]["eval_loss"]
 
 
-def test_ranks_share_batches_of_one_size_and_repeat_what_is_left() -> None:
-    """A gather of unequal batches hangs; every batch is measured, and by whom does not matter."""
-    batches = [["a", "b"], ["c", "d"], ["e", "f"], ["g"]]
-    assert reference.plan_rounds(batches, 1) == [[batch] for batch in batches]
-    assert reference.plan_rounds(batches, 2) == [batches[:2], [batches[2]] * 2, [batches[3]] * 2]
-
-
 @pytest.mark.slow
 def test_accumulated_micro_batches_give_the_adapter_of_one_large_batch(
     tmp_path: Path, inputs: dict[str, Artifact]
