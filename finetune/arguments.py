@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from finetune.attention import attend_documents
 from finetune.collective import is_first
 from finetune.config.machine import Machine
 from finetune.config.model import Model
@@ -13,26 +14,30 @@ from finetune.errors import RecipeError
 from finetune.head import score_supervised_only
 from finetune.loop import Run
 from finetune.resume import Layout
+from finetune.sequence import Share, share_attention
 
 
 def layout_of(machine: Machine, batch_size: int, name: str) -> Layout:
     """Spread a step's rows over processes, devices and accumulation; RecipeError where they do not divide."""
-    world = machine.processes
-    if batch_size % world:
+    at_once = machine.batches
+    if batch_size % at_once:
         raise RecipeError.one(
-            f"{name}.batch_size", batch_size, f"does not divide over {world} processes",
-            f"use {-(-batch_size // world) * world}, or change machine.processes",
+            f"{name}.batch_size", batch_size, f"does not divide over {at_once} processes",
+            f"use {-(-batch_size // at_once) * at_once}, or change machine.processes",
         )
-    share = batch_size // world
+    share = batch_size // at_once
     largest = next(size for size in range(min(8, share), 0, -1) if share % size == 0)
     per_device = min(machine.per_device_batch_size or largest, share)
     if share % per_device:
         raise RecipeError.one(
             f"{name}.batch_size", batch_size,
-            f"does not divide over {world} processes x per_device {per_device} (={world * per_device})",
-            f"use {-(-share // per_device) * world * per_device}, or change machine.per_device_batch_size",
+            f"does not divide over {at_once} processes x per_device {per_device} (={at_once * per_device})",
+            f"use {-(-share // per_device) * at_once * per_device}, or change machine.per_device_batch_size",
         )
-    return Layout(world=world, per_device=per_device, accumulation=share // per_device, kind=machine.layout)
+    return Layout(
+        world=machine.processes, per_device=per_device, accumulation=share // per_device, kind=machine.layout,
+        sequence=machine.sequence_parallel,
+    )  # fmt: skip
 
 
 def build(
@@ -82,13 +87,22 @@ def build(
     return made
 
 
-def settle(trainer: Any, *, outputs: tuple[str, ...], pairs: bool) -> None:
-    """Last touches on a constructed trainer: float32 adapters again, and the lean head where it helps."""
+def settle(
+    trainer: Any, *, outputs: tuple[str, ...], pairs: bool, packing: bool = False, share: Share | None = None
+) -> None:
+    """Last touches on a constructed trainer: float32 adapters again, the lean head where it helps, documents apart, or
+    rows shared with other ranks."""
     model = trainer.model
-    if not trainer.is_deepspeed_enabled:
-        # TRL rounds the adapter of a 4-bit base to bfloat16; a learning rate of 1e-4 is then lost in rounding.
+    if not trainer.is_deepspeed_enabled or model.get_base_model().config.dtype == torch.float32:
+        # TRL rounds the adapter of a 4-bit base to bfloat16; a learning rate of 1e-4 is then lost in rounding. (ZeRO-3
+        # gathers one type at a time, so there the adapter keeps that of the base; DeepSpeed steps float32 copies.)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    if trainer.args.device.type == "cpu" and not trainer.is_deepspeed_enabled:
+    if share is not None:
+        share_attention(model.get_base_model(), share)
+    # Label smoothing scores every position with the model's own head.
+    elif trainer.args.device.type == "cpu" and not trainer.is_deepspeed_enabled and trainer.label_smoother is None:
         score_supervised_only(model.get_base_model(), outputs=outputs, pairs=pairs)
+    elif packing:
+        attend_documents(model.get_base_model())

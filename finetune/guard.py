@@ -57,7 +57,7 @@ class Guarded:
         """Name the batches whose own loss is broken; where only the gradient is, every record of the step."""
         batches = self.batches_of_step()
         suspects = [rows for rows, loss in batches if not math.isfinite(loss)] or [rows for rows, _ in batches]
-        names = [self.run.row_ids[row] for rows in suspects for row in rows]
+        names = dict.fromkeys(self.run.row_ids[row] for rows in suspects for row in rows)
         step = self.state.global_step + 1  # type: ignore[attr-defined]
         raise RecipeError.one(
             f"{self.run.name}.trl.learning_rate", self.args.learning_rate,  # type: ignore[attr-defined]
@@ -101,7 +101,8 @@ class Guarded:
         """Evaluation loss: the mean over all supervised tokens, whatever the batches and the number of ranks."""
         batches = self.eval_batches  # type: ignore[attr-defined]
         model = self.model_wrapped  # type: ignore[attr-defined]
-        world, me = collective.world(), collective.rank()
+        together = self.run.layout.sequence  # ranks that share a row work on the same batch
+        world, me = collective.world() // together, collective.rank() // together
         rounds = -(-len(batches) // world)
         total, tokens = 0.0, 0.0
         model.eval()

@@ -29,9 +29,12 @@ class Layout:
     accumulation: int
     kind: str
     """single, ddp or zero3"""
+    sequence: int = 1
+    """Processes that share the tokens of the same rows."""
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.world} processes x {self.per_device} rows x {self.accumulation}"
+        shared = f" ({self.sequence} share a row)" if self.sequence > 1 else ""
+        return f"{self.kind}, {self.world} processes{shared} x {self.per_device} rows x {self.accumulation}"
 
 
 def seal(checkpoint: Path, layout: Layout, *, owner: str) -> None:

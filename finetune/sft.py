@@ -8,16 +8,22 @@ supervised; SFT goes on with its adapter.
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.artifacts import Artifact, Stage
 from finetune.base import device_of, find_start_of_adapter, load_base, quantised_modules, set_threads
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
-from finetune.config.training import Cpt, Method, Sft, Training
+from finetune.config.training import Cpt, Method, Sft
 from finetune.errors import RecipeError
-from finetune.order import filling, plan_order, steps_of
+from finetune.order import filling, pack_room, place_rows, plan_order, plan_packs, steps_of
+
+if TYPE_CHECKING:
+    from finetune.sequence import Share
+
+_FULL = 0.98
+"""Packs that hold less are worth a word: reached where a pack has room for a dozen rows."""
 
 
 class Config(Section):
@@ -76,8 +82,8 @@ def run_cpt(
     )
 
 
-CPT_STAGE = Stage("cpt", 1, run_cpt)
-SFT_STAGE = Stage("sft", 1, run)
+CPT_STAGE = Stage("cpt", 2, run_cpt)
+SFT_STAGE = Stage("sft", 2, run)
 
 
 def read_rows(path: Path) -> dict[str, list[Any]]:
@@ -92,7 +98,7 @@ def read_rows(path: Path) -> dict[str, list[Any]]:
 
 def _train(
     name: str,
-    training: Training,
+    training: Cpt | Sft,
     settings: Config | CptConfig,
     *,
     out: Path,
@@ -110,12 +116,11 @@ def _train(
     lengths = [len(ids) for ids in rows["input_ids"]]
     _check(name, training, rows)
 
-    from finetune import arguments, loop
+    from finetune import arguments, loop, sequence
     from finetune.resume import step_of
 
-    epochs = training.epochs
-    steps = steps_of(len(lengths), batch_size=training.batch_size, epochs=epochs, max_steps=training.max_steps)
-    order = plan_order(lengths, batch_size=training.batch_size, steps=steps, seed=settings.seed)
+    plan = plan_batches(lengths, training, seed=settings.seed)
+    steps = len(plan) // training.batch_size
     device = device_of(machine)
     layout = arguments.layout_of(machine, training.batch_size, name)
     this = loop.Run(
@@ -133,16 +138,27 @@ def _train(
         model = load_base(base, settings.model, settings.method, device=device)
         adapted = find_start_of_adapter(model, settings.method, start, seed=settings.seed, machine=machine)
         this.facts = {
-            "supervised_tokens": sum(sum(label != -100 for label in rows["labels"][row][1:]) for row in order),
+            "supervised_tokens": sum(
+                sum(label != -100 for label in rows["labels"][row][1:]) for pack in plan for row in pack
+            ),
             "rows": len(lengths),
-            "filling": round(filling(lengths, order, batch_size=layout.per_device), 4),
+            **_filled(lengths, training, plan, per_device=layout.per_device),
             "quantised_modules": quantised_modules(adapted),
             "threads": threads,
             "loss_is_sum": True,
             "metrics": ["mean_token_accuracy"],
         }
-        trainer = _trainer(adapted, trl_config, rows, order, base=base)
-        eval_batches = _batches(held_out, size=max(8, layout.per_device))
+        if training.packing and this.facts["filling"] < _FULL:
+            say(
+                f"{name}: packs are {this.facts['filling']:.1%} full: rows of {sum(lengths) / len(lengths):.0f} tokens "
+                f"on average in packs of {training.max_length}; a larger {name}.max_length fills better"
+            )
+        share = sequence.join(layout.sequence) if layout.sequence > 1 else None
+        trainer = _trainer(
+            adapted, trl_config, rows, plan, base=base, packing=training.packing, share=share,
+            per_device=layout.per_device,
+        )  # fmt: skip
+        eval_batches = _batches(held_out, tokens=layout.per_device * training.max_length)
         loaded = time.monotonic()
         checkpoint = loop.train(trainer, this, checkpoint, eval_batches)
         timings = {"load": round(loaded - began, 2), "train": round(time.monotonic() - loaded, 2)}
@@ -153,7 +169,30 @@ def _train(
     return {**loop.publish(this, checkpoint), "timings": timings}
 
 
-def _check(name: str, training: Training, rows: dict[str, list[Any]]) -> None:
+def plan_batches(lengths: list[int], training: Cpt | Sft, *, seed: int) -> list[list[int]]:
+    """Row numbers of every place of every step, batch_size places a step; without packing a place holds one row."""
+    size, epochs, limit = training.batch_size, training.epochs, training.max_steps
+    if not training.packing:
+        steps = steps_of(len(lengths), batch_size=size, epochs=epochs, max_steps=limit)
+        return [[row] for row in plan_order(lengths, batch_size=size, steps=steps, seed=seed)]
+    room = pack_room(lengths, max_length=training.max_length)
+    steps = steps_of(len(place_rows(lengths, room=room)), batch_size=size, epochs=epochs, max_steps=limit)
+    return plan_packs(lengths, room=room, batch_size=size, steps=steps, seed=seed)
+
+
+def _filled(lengths: list[int], training: Cpt | Sft, plan: list[list[int]], *, per_device: int) -> dict[str, Any]:
+    """Share of the places of a batch that hold a token: rows padded to the longest of their batch, or all packs to the
+    longest pack.
+    """
+    if not training.packing:
+        return {"filling": round(filling(lengths, [row for (row,) in plan], batch_size=per_device), 4)}
+    packs = place_rows(lengths, room=pack_room(lengths, max_length=training.max_length))
+    longest = max(sum(lengths[row] for row in pack) for pack in packs)
+    full = sum(lengths) / (len(packs) * longest)
+    return {"filling": round(full, 4), "packs": len(packs), "pack_length": longest}
+
+
+def _check(name: str, training: Cpt | Sft, rows: dict[str, list[Any]]) -> None:
     if not rows["id"]:
         raise RecipeError.one(
             f"stages.{name}", None, "PREPARE left no row to train on",
@@ -167,50 +206,68 @@ def _check(name: str, training: Training, rows: dict[str, list[Any]]) -> None:
 
 
 class Collator:
-    """TRL's collator, plus the row numbers by which a broken batch is named. Pads on the right."""
+    """TRL's collator, plus the row numbers by which a broken batch is named. Pads on the right, or with `packing`
+    makes one flat row: `position_ids` start again with every document, and there is no attention mask. With `share`
+    the batch is this rank's slice of it.
+    """
 
-    def __init__(self, pad_id: int) -> None:
+    def __init__(self, pad_id: int, *, packing: bool = False, share: "Share | None" = None) -> None:
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-        self._pad = DataCollatorForLanguageModeling(pad_token_id=pad_id)
+        self._join = DataCollatorForLanguageModeling(
+            pad_token_id=pad_id, padding_free=packing, pad_to_multiple_of=share.parts if share else None
+        )
+        self._share = share
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
 
-        batch: dict[str, Any] = self._pad(
-            [{"input_ids": example["input_ids"], "labels": example["labels"]} for example in examples]
-        )
-        batch["row"] = torch.tensor([example["row"] for example in examples])
-        return batch
+        wanted = ("input_ids", "labels", "seq_lengths")
+        batch: dict[str, Any] = self._join([{name: example[name] for name in wanted} for example in examples])
+        batch["row"] = torch.tensor([row for example in examples for row in example["row"]])
+        return self._share.of(batch) if self._share else batch
 
 
-def _trainer(adapted: Any, trl_config: Any, rows: dict[str, list[Any]], order: list[int], *, base: Artifact) -> Any:
+def _trainer(
+    adapted: Any, trl_config: Any, rows: dict[str, list[Any]], plan: list[list[int]], *, base: Artifact, packing: bool,
+    share: "Share | None", per_device: int,
+) -> Any:
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTTrainer
 
-    from finetune import arguments, guard
+    from finetune import arguments, guard, sequence
 
     tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
-    data = Dataset.from_dict(
-        {
-            "input_ids": [rows["input_ids"][row] for row in order],
-            "labels": [rows["labels"][row] for row in order],
-            "row": order,
-        }
-    )
+    data = Dataset.from_list([join_rows(rows, pack) for pack in plan])
+    if share is not None:
+        data = data.select(sequence.places(len(plan), per_device=per_device, parts=share.parts))
     kind = type("GuardedSFTTrainer", (guard.Guarded, SFTTrainer), {})
     trainer = kind(
         model=adapted, args=trl_config, train_dataset=data, processing_class=tokenizer,
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=Collator(tokenizer.pad_token_id, packing=packing, share=share),
     )
-    arguments.settle(trainer, outputs=("log_probs", "entropy", "is_top1"), pairs=False)
+    outputs = ("log_probs", "entropy", "is_top1")
+    arguments.settle(trainer, outputs=outputs, pairs=False, packing=packing, share=share)
     return trainer
 
 
-def _batches(rows: dict[str, list[Any]], *, size: int) -> list[list[dict[str, Any]]]:
-    order = sorted(range(len(rows["id"])), key=lambda row: (len(rows["input_ids"][row]), row))
-    examples = [
-        {"input_ids": rows["input_ids"][row], "labels": rows["labels"][row], "row": row} for row in order
-    ]
-    return [examples[i : i + size] for i in range(0, len(examples), size)]
+def join_rows(rows: dict[str, list[Any]], pack: list[int]) -> dict[str, Any]:
+    """One place of a batch as the collator takes it: the rows of `pack` one after another, with their lengths."""
+    return {
+        "input_ids": [token for row in pack for token in rows["input_ids"][row]],
+        "labels": [label for row in pack for label in rows["labels"][row]],
+        "seq_lengths": [len(rows["input_ids"][row]) for row in pack],
+        "row": pack,
+    }
+
+
+def _batches(rows: dict[str, list[Any]], *, tokens: int) -> list[list[dict[str, Any]]]:
+    """Evaluation batches of like lengths, none of more than `tokens` places, padding included: what training holds."""
+    batches: list[list[dict[str, Any]]] = []
+    for row in sorted(range(len(rows["id"])), key=lambda row: (len(rows["input_ids"][row]), row)):
+        length = len(rows["input_ids"][row])
+        if not batches or (len(batches[-1]) + 1) * length > tokens:
+            batches.append([])
+        batches[-1].append(join_rows(rows, [row]))
+    return batches

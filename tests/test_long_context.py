@@ -106,7 +106,7 @@ def test_what_was_trained_beyond_the_original_length_is_what_the_exported_model_
     base: Artifact, tmp_path: Path
 ) -> None:
     """Trained with YaRN on rows of 600 tokens, merged, loaded from the published files alone: the same logits at
-    positions that the base never had (LF#9396 kept the base's config; training and serving then differ)."""
+    positions that the base never had."""
     prepared = make_long_rows(tmp_path / "prepared")
     config = tiny.sft_config(
         model=MODEL, method={**tiny.METHOD, "lora": {**tiny.METHOD["lora"], "lora_dropout": 0.0}}, max_length=1024,
@@ -176,3 +176,28 @@ def test_yarn_changes_the_identity_of_what_is_trained_with_it() -> None:
     yarn = "model.rope_parameters={factor: 4, original_max_position_embeddings: 32768}"
     for config in (sft.CptConfig, sft.Config, pairs.Config, dpo.Config, merge.Config):
         assert key(config) != key(config, yarn)
+
+
+def test_the_server_offers_the_whole_context_and_extends_the_base_where_the_adapter_is_served_alone(
+    tmp_path: Path,
+) -> None:
+    from finetune.handoff import serving
+
+    model = load(["recipe=legal", "model=qwen3_32b_128k"]).model
+    for name, content in (("model", {"rope_theta": 1e6}), ("adapter", {"r": 8})):
+        (tmp_path / name).mkdir()
+        file = {"model": "config.json", "adapter": "adapter_config.json"}[name]
+        (tmp_path / name / file).write_text(json.dumps(content))
+    script = serving.script(tmp_path / "model", tmp_path / "adapter", "legal", model)
+    assert "${MAX_MODEL_LEN:-131072}" in script
+    (line,) = [line for line in script.splitlines() if "--hf-overrides" in line]
+    told = json.loads(line[line.index("{") : line.rindex("}") + 1])
+    assert told["max_position_embeddings"] == 131_072
+    assert told["rope_parameters"] == {
+        "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768
+    }  # fmt: skip
+    assert line.startswith("#")
+    assert line.endswith(chr(92))
+    plain = serving.script(tmp_path / "model", tmp_path / "adapter", "legal", load(["recipe=legal"]).model)
+    assert "${MAX_MODEL_LEN:-8192}" in plain
+    assert "hf-overrides" not in plain

@@ -41,8 +41,7 @@ def train(root: Path, base: Artifact, prepared: Artifact, **changes: Any) -> Art
 
 def test_the_collator_neither_drops_nor_shifts_a_label(prepared: Artifact) -> None:
     rows = sft.read_rows(prepared.file("sft_train.parquet"))
-    examples = [{"input_ids": rows["input_ids"][i], "labels": rows["labels"][i], "row": i} for i in (3, 0, 7)]
-    batch = sft.Collator(pad_id=0)(examples)
+    batch = sft.Collator(pad_id=0)([sft.join_rows(rows, [row]) for row in (3, 0, 7)])
     for place, row in enumerate((3, 0, 7)):
         length = len(rows["input_ids"][row])
         assert batch["input_ids"][place, :length].tolist() == rows["input_ids"][row]

@@ -10,14 +10,16 @@ from finetune.memory import Here
 def check_batches(recipe: Recipe) -> Iterator[Problem]:
     machine = recipe.machine
     each = machine.per_device_batch_size or 1
-    together = machine.processes * each
+    together = machine.batches * each
     unit = "GPUs" if machine.device == "cuda" else "processes"
+    if machine.sequence_parallel > 1:
+        unit = f"groups of {machine.sequence_parallel} {unit}"
     for name in recipe.stages:
         size = getattr(recipe, name).batch_size
         if size % together:
             below, above = size // together * together, (size // together + 1) * together
             fits = f"{below} or {above}" if below else str(above)
-            rule = f"does not divide over {machine.processes} {unit} x per_device {each} (={together})"
+            rule = f"does not divide over {machine.batches} {unit} x per_device {each} (={together})"
             fix = f"use {fits}, or change machine.per_device_batch_size"
             yield Problem(f"{name}.batch_size", size, rule, fix)
 
@@ -59,6 +61,44 @@ def check_layout(recipe: Recipe) -> Iterator[Problem]:
             path = f"machine.deepspeed.{key}"
             rule = "is worked out from batch_size and machine.per_device_batch_size"
             yield Problem(path, deepspeed[key], rule, f"{path}=auto")
+
+
+def check_sequence(recipe: Recipe) -> Iterator[Problem]:
+    """What ranks that share rows (finetune/sequence.py) cannot do, or what is not proven."""
+    machine, shape = recipe.machine, recipe.model.architecture
+    parts, path = machine.sequence_parallel, "machine.sequence_parallel"
+    if parts == 1 or machine.device == "auto":  # how many processes there are is not known yet
+        return
+    local = machine.processes // machine.nodes
+    if machine.layout == "single" or local % parts:
+        rule = f"does not divide the {local} processes of a node, and no group may reach over a network"
+        yield Problem(path, parts, rule, f"{path}={_divisor(parts, local)}")
+    if shape.num_key_value_heads % parts:
+        heads = f"{shape.num_attention_heads} heads and {shape.num_key_value_heads} key heads"
+        fix = f"{path}={_divisor(parts, shape.num_key_value_heads)}"
+        yield Problem(path, parts, f"deals out {heads} of {recipe.model.name}, which does not come out even", fix)
+    if recipe.model.attn_implementation != "sdpa":
+        rule = f"trades heads around torch's sdpa (on CUDA that is flash attention); {path}={parts}"
+        yield Problem("model.attn_implementation", recipe.model.attn_implementation, rule,
+                      "model.attn_implementation=sdpa")  # fmt: skip
+    for name in recipe.stages:
+        section = getattr(recipe, name)
+        if name == "dpo":
+            rule = f"dpo compares whole answers, and {path}={parts} cuts them up"
+            fix = "stages=[sft]; a second command without it and with stages=[sft,dpo] goes on from there"
+            yield Problem("stages", list(recipe.stages), rule, fix)
+        for key in ("label_smoothing_factor", "use_liger_kernel"):  # they read labels that were shifted after the cut
+            if section.trl.get(key):
+                rule = f"has a loss of its own, which {path}={parts} would feed wrong labels"
+                yield Problem(f"{name}.trl.{key}", section.trl[key], rule, f"~{name}.trl.{key}, or {path}=1")
+        if name != "dpo" and section.packing:
+            rule = f"a slice of a pack cannot tell its documents apart; {path}={parts}"
+            yield Problem(f"{name}.packing", True, rule, f"{name}.packing=false, or {path}=1")
+
+
+def _divisor(parts: int, count: int) -> int:
+    """The largest number up to `parts` that divides `count`."""
+    return next(number for number in range(min(parts, count), 0, -1) if count % number == 0)
 
 
 def check_launcher(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Problem]:

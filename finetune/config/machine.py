@@ -17,6 +17,8 @@ class Machine(Section):
     processes: Positive = 1
     """Processes over all nodes: one for each GPU."""
     layout: Layout = "single"
+    sequence_parallel: Positive = 1
+    """Processes that share the tokens of the same rows (Ulysses), for rows too long for one; CPT and SFT only."""
     gpu: str | None = None
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
     host_memory_gib: Annotated[float, Field(gt=0)] | None = None
@@ -32,3 +34,8 @@ class Machine(Section):
     usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     deepspeed: dict[str, Any] | None = None
     """The one and only DeepSpeed config, handed to TrainingArguments(deepspeed=...)."""
+
+    @property
+    def batches(self) -> int:
+        """Batches that are worked on at one time: a group of processes that shares rows has one."""
+        return self.processes // self.sequence_parallel

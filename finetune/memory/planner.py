@@ -1,6 +1,7 @@
 """The plan, what is wrong with it, and what to type instead, found by planning the models and machines of `configs`."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,12 @@ def _instead(recipe: Recipe) -> list[str]:
             if option.fits and (option.method, option.layout) != (recipe.method.name, recipe.machine.layout):
                 drop = " machine.deepspeed=null" if option.layout == "ddp" and recipe.machine.deepspeed else ""
                 words.append(f"{start} method={option.method} machine.layout={option.layout}{drop}")
+    if (parts := _sharing(recipe)) > 1:
+        changed = recipe.machine.model_copy(update={"sequence_parallel": parts, "per_device_batch_size": None})
+        if not _lacks(measure(recipe.model_copy(update={"machine": changed})), None):
+            stages = f"'stages=[{','.join(recipe.stages)}]'"
+            where = f"model={recipe.model.key} method={recipe.method.name} machine={recipe.machine.name}"
+            words.append(f"{start} {where} machine.sequence_parallel={parts} {stages}")
     machine = "cpu" if recipe.machine.device == "cpu" else recipe.machine.name
     smaller = [
         (measured.parameters, f"{start} model={name} machine={machine}")
@@ -96,6 +103,14 @@ def _instead(recipe: Recipe) -> list[str]:
         if not _lacks(measure(other), None)
     ]
     return words
+
+
+def _sharing(recipe: Recipe) -> int:
+    """How many processes of a node could share the tokens of a row; 1 where they may not (checks/machine.py)."""
+    machine, heads = recipe.machine, recipe.model.architecture.num_key_value_heads
+    if machine.sequence_parallel > 1 or "dpo" in recipe.stages or recipe.model.attn_implementation != "sdpa":
+        return 1
+    return math.gcd(heads, machine.processes // machine.nodes)
 
 
 def _better(found: Plan) -> Iterator[str]:
