@@ -1,8 +1,8 @@
-"""Train in two ranks that are killed or terminated, again and again, until they end; print what came of it.
+"""Train in two ranks (one: layout `single`) that are killed or terminated, again and again, until they end.
 
-Run as a script: `pair.py LAYOUT ROOT SEED`. Everything heavy is imported once; every attempt forks both ranks. What to
-do, and when, is decided by a rank itself: at its n-th file operation in the stage's folder, before the optimiser of a
-step, or in the middle of an evaluation.
+Run as a script: `pair.py LAYOUT ROOT SEED`; prints what came of it. Everything heavy is imported once; every attempt
+forks the ranks. What to do, and when, is decided by a rank itself: at its n-th file operation in the stage's folder,
+before the optimiser of a step, or in the middle of an evaluation.
 """
 
 import json
@@ -34,7 +34,8 @@ PATIENCE = 60.0
 """Seconds that the other rank has to end by itself after one was killed."""
 
 Plan = tuple[str, int, int | None, int]
-"""(moment, number, the rank to which it happens or None for both, signal)"""
+"""(moment, number, the rank to which it happens or None for all, signal). `harmed`: a step, after the newest checkpoint
+was harmed: only who goes on from the one before comes to that step."""
 
 
 def at_moment(moment: str, number: int, root: Path, act: Callable[[], None]) -> None:
@@ -42,7 +43,7 @@ def at_moment(moment: str, number: int, root: Path, act: Callable[[], None]) -> 
     if moment == "operation":
         at_operation(root, number, act)
         return
-    name = "_get_grad_norm" if moment == "step" else "measure"
+    name = "measure" if moment == "evaluation" else "_get_grad_norm"
     original = getattr(guard.Guarded, name)
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,23 +65,35 @@ def at_moment(moment: str, number: int, root: Path, act: Callable[[], None]) -> 
         finally:
             self.data_collator = collate
 
-    setattr(guard.Guarded, name, step if moment == "step" else measure)
+    setattr(guard.Guarded, name, measure if moment == "evaluation" else step)
+
+
+def harm_newest(root: Path) -> None:
+    """Cut what DeepSpeed wrote for the last rank, or take the optimiser away."""
+    newest = max(root.glob("*.partial/.checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shards = sorted(newest.rglob("zero_pp_rank_1_*optim_states.pt"))
+    if shards:
+        shards[0].write_bytes(shards[0].read_bytes()[:-100])
+    else:
+        (newest / "optimizer.pt").unlink()
 
 
 def rank(
     number: int, layout: str, root: Path, inputs: dict[str, artifacts.Artifact], port: int, plan: Plan | None
 ) -> int:
     """Train as this rank and return the exit code."""
-    os.environ.update(
-        RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
+    world = world_of(layout)
+    if world > 1:
+        os.environ.update(
+            RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
     if plan is not None and plan[2] in (None, number):
         moment, when, whom, what = plan
         group = whom is None and what == KILL and number == 0
         at_moment(moment, when, root, lambda: os.killpg(0, what) if group else os.kill(os.getpid(), what))
     machine = tiny.machine(
-        processes=2, layout=layout, per_device_batch_size=2, deepspeed=ZERO3 if layout == "zero3" else None
+        processes=world, layout=layout, per_device_batch_size=2, deepspeed=ZERO3 if layout == "zero3" else None
     )
     config = tiny.sft_config(save_steps=2, eval_steps=3, log_steps=1)
     try:
@@ -97,13 +110,17 @@ def rank(
     return 0
 
 
+def world_of(layout: str) -> int:
+    return 1 if layout == "single" else 2
+
+
 def attempt(layout: str, root: Path, inputs: dict[str, artifacts.Artifact], plan: Plan | None) -> list[int]:
-    """Fork both ranks into one process group; their exit codes (negative: signal; 999: it hung and was killed here)."""
+    """Fork the ranks into one process group; their exit codes (negative: signal; 999: it hung and was killed here)."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
     children: list[int] = []
-    for number in range(2):
+    for number in range(world_of(layout)):
         child = os.fork()
         if child == 0:
             os.setpgid(0, children[0] if children else 0)
@@ -116,18 +133,18 @@ def attempt(layout: str, root: Path, inputs: dict[str, artifacts.Artifact], plan
         children.append(child)
     codes: dict[int, int] = {}
     broken_since: float | None = None
-    while len(codes) < 2:
+    while len(codes) < len(children):
         for number, child in enumerate(children):
             if number not in codes and (status := os.waitpid(child, os.WNOHANG))[0]:
                 codes[number] = os.waitstatus_to_exitcode(status[1])
                 broken_since = broken_since or time.monotonic()
         if broken_since and time.monotonic() - broken_since > PATIENCE:
-            for number in {0, 1} - set(codes):
+            for number in set(range(len(children))) - set(codes):
                 os.kill(children[number], KILL)
                 os.waitpid(children[number], 0)
                 codes[number] = 999
         time.sleep(0.02)
-    return [codes[0], codes[1]]
+    return [codes[number] for number in sorted(codes)]
 
 
 def last_checkpoint(root: Path) -> int:
@@ -139,7 +156,8 @@ def main(layout: str, root: Path, seed: int) -> None:
     torch.set_num_threads(1)
     made = root / "inputs"
     inputs = {"base": tiny.make_base(made / "base"), "prepared": tiny.make_prepared(made / "prepared")}
-    assert attempt(layout, root / "whole", inputs, None) == [0, 0]
+    done = [0] * world_of(layout)
+    assert attempt(layout, root / "whole", inputs, None) == done
     (expected,) = [artifacts.read(path).manifest["files"] for path in published(root / "whole")]
     draw = random.Random(seed)
     plans: list[list[Plan]] = [
@@ -148,18 +166,25 @@ def main(layout: str, root: Path, seed: int) -> None:
         [("step", draw.randrange(2, 8), 1, KILL), ("evaluation", draw.randrange(4, 7), 0, KILL)],
         [("step", draw.randrange(1, 8), 1, TERM), ("evaluation", 6, 1, TERM)],
         [("evaluation", 3, None, TERM), ("operation", draw.randrange(20, 60), 0, TERM)],
+        [("step", 6, None, KILL), ("harmed", 3, None, KILL)],
     ]
+    if layout == "zero3":
+        plans = [plans[0], plans[2], plans[3], plans[5]]
+    if layout == "single":  # victim.py kills it everywhere else
+        plans = [[("evaluation", 3, None, KILL), ("evaluation", 6, None, TERM)], plans[5]]
     results = []
-    for number, plan in enumerate(plans if layout == "ddp" else [plans[0], plans[2], plans[3]]):
+    for number, plan in enumerate(plans):
         place = root / f"trial-{number}"
         codes, kept = [], []
         for one in plan:
+            if one[0] == "harmed":
+                harm_newest(place)
             codes.append(attempt(layout, place, inputs, one))
             kept.append(last_checkpoint(place))
-            if codes[-1] == [0, 0]:
+            if codes[-1] == done:
                 break
             assert not place.exists() or not published(place), f"{one}: published although it was stopped"
-        if codes[-1] != [0, 0]:
+        if codes[-1] != done:
             codes.append(attempt(layout, place, inputs, None))
         files = [artifacts.read(path).manifest["files"] for path in published(place)]
         results.append({"plan": plan, "codes": codes, "kept": kept, "same": files == [expected]})

@@ -38,8 +38,8 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bytes(stage: str, tm
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", ["ddp", "zero3"])
-def test_two_ranks_killed_and_terminated_end_with_the_same_bytes(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["single", "ddp", "zero3"])
+def test_ranks_killed_and_terminated_end_with_the_same_bytes(layout: str, tmp_path: Path) -> None:
     """Both at once or one alone, in a step, evaluating, while saving: the other ends too, nothing is lost."""
     results = run_victim("pair", layout, tmp_path, seed=20)
     assert [result for result in results if not result["same"]] == []
@@ -51,8 +51,8 @@ def test_two_ranks_killed_and_terminated_end_with_the_same_bytes(layout: str, tm
             assert 999 not in codes, "a rank went on waiting for one that was killed"
             if sign == 15:
                 assert codes[whom or 0] == 75
-                assert moment == "operation" or codes == [75, 75], "SIGTERM to one rank in training stops all"
-                assert moment != "step" or kept == number, "the step in which SIGTERM came is not lost"
+                assert moment == "operation" or set(codes) == {75}, "SIGTERM to one rank in training stops all"
+                assert moment != "step" or kept == number, "the step in which SIGTERM came is lost"
             else:
                 assert codes[whom or 0] == -9
                 assert 0 not in codes
