@@ -17,8 +17,8 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-LOSS, WEIGHTS = {"ddp": 1e-5, "zero3": 1e-5}, {"ddp": 1e-3, "zero3": 1e-3}
-"""One process against two, relative: the loss of every step, and the norm of the difference of every tensor."""
+LOSS, WEIGHTS = 1e-5, 1e-3
+"""One process against two, relative: every loss, and the norm of the difference of every tensor (seen: 3e-7, 4e-6)."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def planned() -> dict[str, tuple[int, int]]:
     return tensors
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "packed"])
 @pytest.mark.parametrize("layout", ["ddp", "zero3"])
 def test_two_processes_train_what_one_trains(launch: Any, layout: str, method: str) -> None:
     worst = {"loss": 0.0, "weights": 0.0}
@@ -86,9 +86,8 @@ def test_two_processes_train_what_one_trains(launch: Any, layout: str, method: s
             # Not element by element: where a gradient is nearly zero, Adam turns its rounding into a whole step (1e-2).
             apart = torch.linalg.norm(tensor.float() - ours[name]) / torch.linalg.norm(ours[name])
             worst["weights"] = max(worst["weights"], float(apart))
-    print(layout, method, worst)
-    assert worst["loss"] < LOSS[layout]
-    assert worst["weights"] < WEIGHTS[layout]
+    assert worst["loss"] < LOSS
+    assert worst["weights"] < WEIGHTS
 
 
 @pytest.mark.parametrize("layout", ["single", "ddp", "zero3"])
