@@ -342,7 +342,8 @@ def adapter_parameters(model: "PeftModel", name: str = "default") -> "dict[str, 
     for key, parameter in model.named_parameters():
         head, dot, tail = key.partition(f".{name}")
         if dot and "lora_" in head and (tail == "" or tail.startswith(".")):
-            found[head + tail] = parameter
+            # PEFT writes DoRA's magnitudes without the name of the module that holds them.
+            found[head if head.endswith("lora_magnitude_vector") else head + tail] = parameter
     return found
 
 
