@@ -142,7 +142,7 @@ def _left(name: str, partial: Path) -> str:
 def _step(recipe: Recipe, name: str, partial: Path) -> int | None:
     """Step of the newest sealed checkpoint of this machine's layout. The run checks its hashes as well."""
     machine, section = recipe.machine, getattr(recipe, name)
-    share = section.batch_size // machine.processes
+    share = section.batch_size // machine.batches
     each = min(machine.per_device_batch_size or 1, share)
     mine = {"world": machine.processes, "per_device": each, "accumulation": share // each, "kind": machine.layout}
     steps = []

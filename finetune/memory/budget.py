@@ -16,8 +16,6 @@ from finetune.memory.work import Counted, StageState, Work, count_work, longest,
 
 # Never ours to fill: the CUDA context, NCCL's buffers, and one twentieth for the allocator's gaps.
 _CONTEXT, _GAPS = 1.5 * GIB, 0.05
-# A Python process that has imported torch, transformers, trl and peft, and loaded nothing (measured: 0.7 to 0.9 GiB).
-_PROCESS = 0.9 * GIB
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def usable_bytes(machine: Machine) -> int:
     if machine.device == "cuda":
         return max(0, round((machine.gpu_memory_gib or 0) * GIB * (1 - _GAPS) - _CONTEXT))
     local = -(-machine.processes // machine.nodes)
-    return max(0, round((machine.host_memory_gib or 0) * GIB * (1 - _GAPS) / local - _PROCESS))
+    return max(0, round((machine.host_memory_gib or 0) * GIB * (1 - _GAPS) / local))
 
 
 def fitting_batch(recipe: Recipe, machine: Machine) -> int:
@@ -198,6 +196,7 @@ def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int, length: int 
         length=-(-(length or _section(recipe, name).max_length) // machine.sequence_parallel),
         preference=name == "dpo",
         deepspeed=machine.deepspeed,
+        sequence_parallel=machine.sequence_parallel,
     )
 
 
@@ -237,7 +236,7 @@ def _host(machine: Machine, stages: tuple[StagePlan, ...], generation: int, whol
     local = -(-machine.processes // machine.nodes)
     if machine.device == "cpu":
         training = max(stage.bytes.peak for stage in stages)
-        return round(max(local * (training + _PROCESS), generation + _PROCESS))
+        return max(local * training, generation)
     # Under ZeRO-3 transformers reads all weights on the first rank; otherwise one shard (5 GB) at a time on each.
     loading = whole if machine.layout == "zero3" else local * min(whole, 5 * 10**9)
     offloaded = whole // machine.nodes if machine.layout == "zero3" and stages[0].bytes.weights == 0 else 0

@@ -16,11 +16,26 @@ from finetune.memory.counts import (
     weight_bytes,
 )
 
+_MIB = 2**20
 # DeepSpeed's own defaults (runtime/zero/config.py), in elements.
 _LIVE, _PREFETCH, _BUCKET = 1_000_000_000, 50_000_000, 500_000_000
 # The fused head (trl/kernels/chunked_logprob.py, finetune/head.py) walks logits in tiles of so many tokens x words.
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32_768
+# The lean head (finetune/head.py) scores so many positions at a time, off CUDA.
+_LEAN_POSITIONS = 256
 _FP32 = 4
+
+# What a CPU process holds beside its tensors, measured on 2026-11-22 by benchmarks/memory/run.py (2 CPU cores, glibc,
+# torch 2.13): the interpreter with what it has imported, DeepSpeed and its copies under ZeRO-3, a tokenizer's table.
+_LIBRARIES = {"single": 620 * _MIB, "ddp": 620 * _MIB, "zero3": 770 * _MIB}
+_TOKENIZER = 500
+"""Bytes for each entry of the vocabulary."""
+# Tensors that die young leave holes in glibc's heap between those that the backward pass waits for. Held against what
+# one pass makes, kept or recomputed: more where the adapter has the type of the base, because its branch then keeps
+# less of what it makes. Imports leave free memory behind that is used up first. A lower M_MMAP_THRESHOLD does away
+# with holes and doubles the CPU time with page faults (measured: 3.2 to 7.7 s for 4 rows of 256 tokens).
+_HOLES, _HOLES_RECOMPUTED = {"cast": 0.45, "same": 0.93}, {"cast": 0.62, "same": 0.82}
+_FREE_AT_START = 120 * _MIB
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class DeviceBytes:
     """Bytes by what holds them; `peak` is what must fit."""
 
     weights: int
-    """The frozen base: whole (single, DDP) or this device's share (ZeRO-3)."""
+    """The frozen base: whole (single, DDP) or this device's share (ZeRO-3); 4 bit on a CPU: the file's pages too."""
     adapter: int
     gradients: int
     optimiser: int
@@ -41,6 +56,10 @@ class DeviceBytes:
     logits: int
     load_peak: int
     """While loading: under ZeRO-3 every rank first holds the whole model when it is quantised."""
+    libraries: int = 0
+    """CPU only: the interpreter and what it has imported; a GPU's context and NCCL are no part of what is usable."""
+    holes: int = 0
+    """CPU only: pages of the C heap that are resident and free, see `_HOLES`."""
 
     @property
     def training(self) -> int:
@@ -48,7 +67,7 @@ class DeviceBytes:
 
     @property
     def peak(self) -> int:
-        return max(self.training, self.load_peak)
+        return max(self.training, self.load_peak + self.libraries)
 
 
 def device_bytes(
@@ -63,15 +82,23 @@ def device_bytes(
     length: int,
     preference: bool = False,
     deepspeed: Mapping[str, Any] | None = None,
+    sequence_parallel: int = 1,
 ) -> DeviceBytes:
-    """Bytes on each device for batches of `rows` sequences of `length` tokens (a preference row is two sequences)."""
+    """Bytes on each device for batches of `rows` sequences of `length` tokens (a preference row is two sequences).
+
+    `sequence_parallel` devices share the tokens of the same rows.
+    """
     a, size = model.architecture, DTYPE_BYTES[model.dtype]
     whole = weight_bytes(a, model.dtype, method.bnb)
     trained = lora_parameters(a, method.lora)
-    tokens = rows * length * (2 if preference else 1)
+    tokens = -(-rows * length * (2 if preference else 1) // sequence_parallel)
     zero3 = layout == "zero3"
+    lean = not cuda and not zero3
     offloaded = zero3 and _offloads(deepspeed)
     share = -(-whole // processes) if zero3 else whole
+    # What is not quantised points into the mapped file, and off CUDA all pages that were read stay resident with it.
+    # Weights are published in bf16: for float32 they are copied.
+    mapped = parameters(a).linear * size if method.bnb and not cuda and size == DTYPE_BYTES["bfloat16"] else 0
     # PEFT keeps adapters in float32 beside a bf16 base; ZeRO-3 gathers both in one message, so there they are bf16.
     adapter_size = size if zero3 else _FP32
     adapter = trained * adapter_size // (processes if zero3 else 1)
@@ -79,21 +106,35 @@ def device_bytes(
     copy = 0 if adapter_size == size else size if cuda else _FP32
     # Off CUDA only our own SFT head goes without a padding mask.
     masked = not cuda and (preference or zero3)
-    kept = kept_bytes(a, model.attn_implementation, method.lora, size=size, copy=copy, masked=masked, length=length)
-    layers = kept + size * a.hidden_size * a.num_hidden_layers if checkpointing else kept * a.num_hidden_layers
+    # The lean head reads a pair as one row: prompt, chosen and rejected.
+    seen = 2 * length if lean and preference else length
+    kept = kept_bytes(a, model.attn_implementation, method.lora, size=size, copy=copy, masked=masked, length=seen)
+    eager = model.attn_implementation == "eager"
+    scores = (_FP32 + size) * a.num_attention_heads * seen if eager else 0
+    depth = a.num_hidden_layers
+    layers = kept + size * a.hidden_size * depth if checkpointing else kept * depth
     working = (copy or size) * (3 * a.intermediate_size + 2 * a.hidden_size)
     around = (size + _FP32) * a.hidden_size  # embedding and last norm
+    activations = tokens * (layers + working + around)
     return DeviceBytes(
-        weights=0 if offloaded else share,
+        weights=0 if offloaded else share + mapped,
         adapter=adapter,
         gradients=adapter,
         optimiser=trained * (3 * _FP32 if zero3 else 2 * _FP32) // (processes if zero3 else 1),
         reference=adapter if preference else 0,
-        buffers=_buffers(a, size, trained, method, layout, deepspeed),
-        activations=tokens * (layers + working + around),
-        logits=_logits(a, tokens),
+        buffers=_buffers(a, size, trained, method, layout, deepspeed, cuda),
+        activations=activations,
+        logits=_lean_logits(a, tokens, size) if lean else _logits(a, tokens, size, cuda),
         load_peak=whole if method.bnb or not zero3 else share,
+        libraries=0 if cuda else _LIBRARIES[layout] + _TOKENIZER * a.vocab_size,
+        holes=0 if cuda else _holes(tokens * (kept - scores) * depth, copy=copy, checkpointing=checkpointing),
     )
+
+
+def _holes(made: int, *, copy: int, checkpointing: bool) -> int:
+    """Bytes of free heap between live tensors at the peak; `made`: those of all layers, attention scores left out."""
+    share = (_HOLES_RECOMPUTED if checkpointing else _HOLES)["cast" if copy else "same"]
+    return max(0, round(share * made) - _FREE_AT_START)
 
 
 def kept_bytes(
@@ -143,7 +184,13 @@ def generation_bytes(model: Model, method: Method, *, batch_tokens: int, new_tok
 
 
 def _buffers(
-    a: Architecture, size: int, trained: int, method: Method, layout: Layout, deepspeed: Mapping[str, Any] | None
+    a: Architecture,
+    size: int,
+    trained: int,
+    method: Method,
+    layout: Layout,
+    deepspeed: Mapping[str, Any] | None,
+    cuda: bool,
 ) -> int:
     # A quantised weight is unpacked for the one matrix product that uses it.
     unpacked = size * max(i * o for i, o in linear_shapes(a).values()) if method.bnb else 0
@@ -158,6 +205,8 @@ def _buffers(
     live = min(max(live, counts.embedding + counts.layer_linear), counts.total)
     width = weight_bytes(a, "bfloat16" if size == 2 else "float32", method.bnb) / counts.total
     bucket = _elements(zero, "reduce_bucket_size", _BUCKET) if zero.get("contiguous_gradients", True) else 0
+    if not cuda:  # pages that nothing is written to are not resident
+        bucket = min(bucket, trained)
     return unpacked + round(live * width) + bucket * size
 
 
@@ -171,7 +220,16 @@ def _offloads(deepspeed: Mapping[str, Any] | None) -> bool:
     return (zero.get("offload_param") or {}).get("device", "none") != "none"
 
 
-def _logits(a: Architecture, tokens: int) -> int:
-    """TRL's fused head never holds all logits: one tile, and float32 states and their gradient where labels are."""
-    tile = min(tokens, _TILE_TOKENS) * min(a.vocab_size, _TILE_VOCABULARY) * _FP32
-    return tile + 2 * tokens * a.hidden_size * _FP32
+def _lean_logits(a: Architecture, tokens: int, size: int) -> int:
+    """Logits of one tile in float32 and once more in the model's type; each position's state and its gradient."""
+    tile = min(tokens, _LEAN_POSITIONS) * a.vocab_size * (_FP32 + (size if size < _FP32 else 0))
+    return tile + 2 * tokens * a.hidden_size * size
+
+
+def _logits(a: Architecture, tokens: int, size: int, cuda: bool) -> int:
+    """TRL's fused head never holds all logits: one tile, and float32 states and their gradient where labels are.
+
+    Its kernel folds a tile in place; what stands in for it off CUDA makes seven float32 copies on the way back.
+    """
+    tile = min(tokens, _TILE_TOKENS) * min(a.vocab_size, _TILE_VOCABULARY)
+    return tile * (_FP32 if cuda else size + 7 * _FP32) + 2 * tokens * a.hidden_size * _FP32

@@ -4,6 +4,7 @@ from finetune.memory.budget import Plan, StagePlan
 from finetune.memory.machines import GIB
 
 _ROWS = (
+    ("libraries", "interpreter and libraries"),
     ("weights", "base weights"),
     ("adapter", "adapter"),
     ("gradients", "gradients"),
@@ -12,6 +13,7 @@ _ROWS = (
     ("buffers", "gather and bucket buffers"),
     ("activations", "activations"),
     ("logits", "logits"),
+    ("holes", "holes in the C heap"),
     ("training", "= training"),
     ("load_peak", "while loading"),
 )
