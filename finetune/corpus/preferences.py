@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from finetune.config.data import ReadyPreferences
 from finetune.corpus import conversations
@@ -40,10 +41,7 @@ def make_preferences(
 
         found = job.ledger.keep("preference", f"preferences/{name}", items[use.source], judge)
         if index is not None:
-            found = job.ledger.keep(
-                "decontaminate", f"preferences/{name}", found,
-                lambda item, use=use: leak_reject(item, index.find(*_values(use, item))),
-            )  # fmt: skip
+            found = job.ledger.keep("decontaminate", f"preferences/{name}", found, partial(_judge_leak, use, index))
         for item in found:
             held_out = side_of(item.group, job.settings.seed, split) == "valid"
             preference = build_preference(name, use, item, held_out=held_out)
@@ -62,6 +60,10 @@ def make_preferences(
 def count_sides(preferences: Sequence[Preference]) -> dict[str, int]:
     held_out = sum(preference.held_out for preference in preferences)
     return {"trained": len(preferences) - held_out, "held_out": held_out}
+
+
+def _judge_leak(use: ReadyPreferences, index: EvaluationIndex, item: Item) -> Reject | None:
+    return leak_reject(item, index.find(*_values(use, item)))
 
 
 def build_preference(name: str, use: ReadyPreferences, item: Item, *, held_out: bool) -> Preference:
