@@ -16,6 +16,10 @@ from finetune.memory.work import Counted, StageState, Work, count_work, longest,
 
 # Never ours to fill: the CUDA context, NCCL's buffers, and one twentieth for the allocator's gaps.
 _CONTEXT, _GAPS = 1.5 * GIB, 0.05
+# A layout that leaves less than a tenth free is no better: the first long row ends it.
+_ROOMY = 0.9
+# On the host beside a GPU: libraries with CUDA's, and pinned buffers.
+_HOST_PROCESS = 4 * GIB
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Plan:
     """Training only, every stage; None where the device's speed is not known."""
     usd: float | None
     options: tuple[Option, ...]
+    best: Option | None
+    """Of `options`: nothing gathered before nothing rounded, a tenth of the memory to spare; None on one device."""
     progress: tuple[StageState, ...] = ()
     """Every stage of the run in its order: cached, resumable or to run; empty where nobody looked."""
     problems: tuple[Problem, ...] = ()
@@ -131,6 +137,7 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
     total_hours = sum(hours) if len(hours) == len(stages) else None
     price = machine.usd_per_gpu_hour
     generation = _generation(recipe)
+    options = _options(recipe, machine)
     whole = weight_bytes(model.architecture, model.dtype, method.bnb)
     adapter = lora_parameters(model.architecture, method.lora)
     return Plan(
@@ -151,7 +158,8 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
         utilisation=utilisation(machine, quantised=method.bnb is not None),
         hours=total_hours,
         usd=None if price is None or total_hours is None else total_hours * price * machine.processes,
-        options=_options(recipe, machine),
+        options=options,
+        best=next((o for o in options if o.gib * GIB <= _ROOMY * usable_bytes(machine)), None),
     )
 
 
@@ -196,7 +204,6 @@ def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int, length: int 
         length=-(-(length or _section(recipe, name).max_length) // machine.sequence_parallel),
         preference=name == "dpo",
         deepspeed=machine.deepspeed,
-        sequence_parallel=machine.sequence_parallel,
     )
 
 
@@ -229,7 +236,13 @@ def _generation(recipe: Recipe) -> int:
     longest = max(task.max_new_tokens for task in recipe.tasks.values())
     # Half of a batch's rows may be as short as 64 tokens: count one answer for every 64 prompt tokens.
     new_tokens = recipe.score.batch_tokens // 64 * longest
-    return generation_bytes(recipe.model, recipe.method, batch_tokens=recipe.score.batch_tokens, new_tokens=new_tokens)
+    return generation_bytes(
+        recipe.model,
+        recipe.method,
+        batch_tokens=recipe.score.batch_tokens,
+        new_tokens=new_tokens,
+        cuda=recipe.machine.device == "cuda",
+    )
 
 
 def _host(machine: Machine, stages: tuple[StagePlan, ...], generation: int, whole: int) -> int:
@@ -239,8 +252,8 @@ def _host(machine: Machine, stages: tuple[StagePlan, ...], generation: int, whol
         return max(local * training, generation)
     # Under ZeRO-3 transformers reads all weights on the first rank; otherwise one shard (5 GB) at a time on each.
     loading = whole if machine.layout == "zero3" else local * min(whole, 5 * 10**9)
-    offloaded = whole // machine.nodes if machine.layout == "zero3" and stages[0].bytes.weights == 0 else 0
-    return round(max(loading, offloaded) + local * 4 * GIB)
+    offloaded = max(stage.bytes.offloaded for stage in stages) * local
+    return round(max(loading, offloaded) + local * _HOST_PROCESS)
 
 
 def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:
@@ -249,7 +262,7 @@ def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:
         return ()
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     found = []
-    layouts: tuple[Layout, ...] = ("ddp", "zero3")
+    layouts: tuple[Layout, ...] = ("ddp", "zero3")  # methods and layouts in the order of preference
     for method, bnb in (("lora", None), ("qlora", recipe.method.bnb or nf4)):
         changed = recipe.model_copy(update={"method": recipe.method.model_copy(update={"name": method, "bnb": bnb})})
         for layout in layouts:
@@ -261,7 +274,8 @@ def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:
 
 def _note(method: str, layout: str) -> str:
     if layout == "ddp":
-        return "no traffic but the adapter's gradients"
+        rounded = "" if method == "lora" else "; trains on rounded weights"
+        return f"no traffic but the adapter's gradients{rounded}"
     if method == "lora":
-        return "gathers all weights in every forward and backward"
+        return "unquantised weights, gathered in every forward and backward"
     return "every GPU holds the whole 4-bit model while loading; gathers 4-bit weights in every step"

@@ -56,6 +56,8 @@ class DeviceBytes:
     logits: int
     load_peak: int
     """While loading: under ZeRO-3 every rank first holds the whole model when it is quantised."""
+    offloaded: int = 0
+    """Held by the host for this device, no part of its peak: weights and optimiser that DeepSpeed offloads."""
     libraries: int = 0
     """CPU only: the interpreter and what it has imported; a GPU's context and NCCL are no part of what is usable."""
     holes: int = 0
@@ -63,7 +65,7 @@ class DeviceBytes:
 
     @property
     def training(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self) if f.name != "load_peak")
+        return sum(getattr(self, f.name) for f in fields(self) if f.name not in ("load_peak", "offloaded"))
 
     @property
     def peak(self) -> int:
@@ -82,19 +84,15 @@ def device_bytes(
     length: int,
     preference: bool = False,
     deepspeed: Mapping[str, Any] | None = None,
-    sequence_parallel: int = 1,
 ) -> DeviceBytes:
-    """Bytes on each device for batches of `rows` sequences of `length` tokens (a preference row is two sequences).
-
-    `sequence_parallel` devices share the tokens of the same rows.
-    """
+    """Bytes on each device for batches of `rows` sequences of `length` tokens (a preference row is two sequences)."""
     a, size = model.architecture, DTYPE_BYTES[model.dtype]
     whole = weight_bytes(a, model.dtype, method.bnb)
     trained = lora_parameters(a, method.lora)
-    tokens = -(-rows * length * (2 if preference else 1) // sequence_parallel)
+    tokens = rows * length * (2 if preference else 1)
     zero3 = layout == "zero3"
     lean = not cuda and not zero3
-    offloaded = zero3 and _offloads(deepspeed)
+    offload = zero3 and _offloads(deepspeed, "offload_param")
     share = -(-whole // processes) if zero3 else whole
     # What is not quantised points into the mapped file, and off CUDA all pages that were read stay resident with it.
     # Weights are published in bf16: for float32 they are copied.
@@ -116,16 +114,19 @@ def device_bytes(
     working = (copy or size) * (3 * a.intermediate_size + 2 * a.hidden_size)
     around = (size + _FP32) * a.hidden_size  # embedding and last norm
     activations = tokens * (layers + working + around)
+    optimiser = trained * (3 * _FP32 if zero3 else 2 * _FP32) // (processes if zero3 else 1)
+    away = zero3 and _offloads(deepspeed, "offload_optimizer")
     return DeviceBytes(
-        weights=0 if offloaded else share + mapped,
+        weights=0 if offload else share + mapped,
         adapter=adapter,
         gradients=adapter,
-        optimiser=trained * (3 * _FP32 if zero3 else 2 * _FP32) // (processes if zero3 else 1),
+        optimiser=0 if away else optimiser,
         reference=adapter if preference else 0,
         buffers=_buffers(a, size, trained, method, layout, deepspeed, cuda),
         activations=activations,
         logits=_lean_logits(a, tokens, size) if lean else _logits(a, tokens, size, cuda),
         load_peak=whole if method.bnb or not zero3 else share,
+        offloaded=(share if offload else 0) + (optimiser if away else 0),
         libraries=0 if cuda else _LIBRARIES[layout] + _TOKENIZER * a.vocab_size,
         holes=0 if cuda else _holes(tokens * (kept - scores) * depth, copy=copy, checkpointing=checkpointing),
     )
@@ -174,13 +175,14 @@ def kept_bytes(
     return layer + (copy or size) * int(lora.get("r", 8)) * len(adapted)
 
 
-def generation_bytes(model: Model, method: Method, *, batch_tokens: int, new_tokens: int) -> int:
+def generation_bytes(model: Model, method: Method, *, batch_tokens: int, new_tokens: int, cuda: bool) -> int:
     """SCORE and PAIRS run in one process on one device: the whole base, the adapter, keys and values."""
     a, size = model.architecture, DTYPE_BYTES[model.dtype]
     cache = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * size
     working = size * (3 * a.intermediate_size + 4 * a.hidden_size)
     adapter = lora_parameters(a, method.lora) * _FP32
-    return weight_bytes(a, model.dtype, method.bnb) + adapter + batch_tokens * (cache + working) + new_tokens * cache
+    held = weight_bytes(a, model.dtype, method.bnb) + adapter + batch_tokens * (cache + working) + new_tokens * cache
+    return held if cuda else held + _LIBRARIES["single"] + _TOKENIZER * a.vocab_size
 
 
 def _buffers(
@@ -215,9 +217,9 @@ def _elements(zero: Mapping[str, Any], key: str, default: int) -> int:
     return default if value == "auto" else int(float(value))
 
 
-def _offloads(deepspeed: Mapping[str, Any] | None) -> bool:
+def _offloads(deepspeed: Mapping[str, Any] | None, key: str) -> bool:
     zero = (deepspeed or {}).get("zero_optimization", {})
-    return (zero.get("offload_param") or {}).get("device", "none") != "none"
+    return (zero.get(key) or {}).get("device", "none") != "none"
 
 
 def _lean_logits(a: Architecture, tokens: int, size: int) -> int:

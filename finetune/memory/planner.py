@@ -116,7 +116,6 @@ def _sharing(recipe: Recipe) -> int:
 def _better(found: Plan) -> Iterator[str]:
     """Advice on a plan that fits."""
     layout, method = found.machine.layout, found.method
-    # A layout that leaves less than a tenth free is no better: the first long row ends it.
     roomy = {(o.method, o.layout): o.gib for o in found.options if o.gib * GIB <= 0.9 * found.usable}
     if layout == "zero3" and (method, "ddp") in roomy:
         yield (

@@ -62,6 +62,8 @@ def render(plan: Plan) -> str:
             f"{o.gib:7.1f} GiB  {'fits' if o.fits else 'too big':<7}  {o.note}"
             for o in plan.options
         ]
+    if plan.best is not None:
+        lines.append(f"  best: {plan.best.method} {plan.best.layout}, {plan.best.note}")
     if plan.problems:
         lines += ["", "it does not fit:"]
         lines += [

@@ -27,6 +27,22 @@ def test_qwen3_32b_has_the_published_number_of_parameters():
     assert counts.head == 777_912_320
 
 
+@pytest.mark.parametrize(
+    ("layers", "hidden", "feed_forward", "heads", "tied", "total_size"),
+    [
+        (36, 2560, 9728, 32, True, 8_044_936_192),
+        (36, 4096, 12_288, 32, False, 16_381_470_720),
+        (40, 5120, 17_408, 40, False, 29_536_614_400),
+        (64, 5120, 25_600, 64, False, 65_524_246_528),
+    ],
+)
+def test_bytes_equal_those_of_the_published_weights(layers, hidden, feed_forward, heads, tied, total_size):
+    """`metadata.total_size` in model.safetensors.index.json of Qwen/Qwen3-4B, -8B, -14B and -32B: bfloat16."""
+    shape = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": feed_forward}
+    a = architecture("qwen3_32b", **shape, num_attention_heads=heads, tie_word_embeddings=tied)
+    assert weight_bytes(a, "bfloat16", None) == total_size
+
+
 def test_smollm2_has_the_published_number_of_parameters():
     assert parameters(architecture("smollm2_135m")).total == 134_515_008
 

@@ -63,6 +63,44 @@ def test_an_offloaded_base_is_held_by_the_host():
     assert found.host > P * 2
 
 
+def test_an_offloaded_optimiser_is_held_by_the_host_too():
+    offload = "machine.deepspeed.zero_optimization.offload_optimizer={device:cpu}"
+    found = planned("model=qwen3_32b", "machine=a100x4_offload", f"+{offload}")
+    held = found.stages[0].bytes
+    assert (held.weights, held.optimiser) == (0, 0)
+    assert held.offloaded == P * 2 / 4 + LORA * 12 / 4
+
+
+def test_devices_that_share_the_tokens_of_a_row_hold_their_part_of_the_activations():
+    words = ("model=qwen3_32b", "machine=h100x8_ulysses", "stages=[sft]", "machine.per_device_batch_size=1")
+    parts, whole = planned(*words).stages[0], planned(*words, "machine.sequence_parallel=1").stages[0]
+    sp = _loaded(words).machine.sequence_parallel
+    assert sp > 1
+    assert parts.bytes.activations * sp == whole.bytes.activations
+    assert parts.bytes.weights == whole.bytes.weights
+    assert parts.accumulation == whole.accumulation * sp
+    assert planned(*words[:3]).fits
+
+
+def test_the_best_layout_gathers_nothing_before_it_rounds_nothing_and_leaves_room():
+    assert (best := planned("model=qwen3_32b", "machine=a100x8").best) is not None
+    assert (best.method, best.layout) == ("lora", "zero3")
+    small = planned("model=smollm2_135m", on=WORKSTATION).best
+    assert small is not None
+    assert (small.method, small.layout) == ("lora", "ddp")
+    assert planned("model=smollm2_135m", "machine=cpu").best is None
+
+
+def test_a_packed_batch_holds_full_packs():
+    words = ("model=smollm2_135m", "machine=cpu", "stages=[sft]", "sft.max_steps=null")
+    counted = {"sft": Counted(400, 400 * 64, 100)}
+    loose = planned(*words, counted=counted).stages[0]
+    packed = planned(*words, "sft.packing=true", counted=counted).stages[0]
+    limit = _loaded(words).sft.max_length
+    assert (loose.longest, packed.longest) == (100, limit)
+    assert packed.steps == -(-400 * 64 // limit // 8) < loose.steps
+
+
 def test_saving_gathers_the_adapter_and_nothing_else():
     assert planned("model=qwen3_32b", "machine=a100x8").save_peak == LORA * 2
 
