@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import artifacts, embedded, wheels
+from finetune import artifacts, embedded, libraries, wheels
 from finetune.artifacts import Artifact
 from finetune.config.machine import Machine
 from finetune.config.model import Model
@@ -168,6 +168,7 @@ def set_threads(machine: Machine) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _hush(machine)
+    libraries.load()
     import torch
 
     local = max(1, machine.processes // machine.nodes)

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.artifacts import Artifact, build, read, write_whole
 from finetune.config.machine import Machine
 from finetune.errors import RecipeError
+from finetune.libraries import leave_out, unused
 
 
 @dataclass
@@ -41,7 +42,10 @@ class Order:
 
 def main(file: str) -> int:
     try:
-        Order(**json.loads(Path(file).read_text(encoding="utf-8"))).fill()
+        order = Order(**json.loads(Path(file).read_text(encoding="utf-8")))
+        # Without a section `method` nothing is known of 4 bit: a stage that only reads files imports little anyway.
+        leave_out(unused(bnb=order.config.get("method", {}).get("bnb", True) is not None, zero3=False))
+        order.fill()
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 2

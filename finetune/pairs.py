@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
-
 from finetune.artifacts import Artifact, Stage, write_whole
 from finetune.base import device_of, load_adapter, load_base, set_threads
 from finetune.chat import ChatFormat
@@ -19,7 +17,7 @@ from finetune.config.data import Task
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
-from finetune.config.training import Dpo, Method, Pairs
+from finetune.config.training import Method, Pairs
 from finetune.corpus.records import Chat, Message, Preference
 from finetune.errors import RecipeError
 from finetune.generate import Kept, fold_adapter, generate
@@ -45,11 +43,6 @@ class Config(Section):
     dpo: Sampling
     model: Model
     method: Method
-
-    @field_validator("dpo", mode="before")
-    @classmethod
-    def _only_pairs(cls, value: Any) -> Any:
-        return {"pairs": value.pairs} if isinstance(value, Dpo) else value
 
 
 def run(

@@ -21,7 +21,6 @@ from finetune.adapter import Adapter
 from finetune.artifacts import Artifact, Stage, clear, write_whole
 from finetune.base import device_of, load_adapter, load_base, set_threads
 from finetune.chat import ChatFormat
-from finetune.config.evaluation import Score
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
@@ -44,12 +43,19 @@ bfloat16 logit between 16 and 32 can only be told from one that is 0.125 away.""
 _FLOAT32_PROMPTS, _FLOAT32_TOKENS = 3, 24
 
 
+class Asked(Section):
+    """What PROOF reads of section `score`: other intervals must not compare anew."""
+
+    parity_prompts: int
+    batch_tokens: int
+
+
 class Config(Section):
     """What changes what is measured."""
 
     model: Model
     method: Method
-    score: Score
+    score: Asked
 
 
 def run(

@@ -17,8 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from finetune.artifacts import Artifact, Stage  # noqa: E402
 from finetune.config import Recipe, load  # noqa: E402
+from finetune.config.model import Model  # noqa: E402
 from finetune.config.section import Section  # noqa: E402
 from finetune.errors import RecipeError  # noqa: E402
+from finetune.libraries import leave_out, unused  # noqa: E402
 from finetune.ranks import build_first, build_in_child, build_together, hold, is_first, rank, world  # noqa: E402
 
 USAGE = """usage: accelerate launch finetune/train.py recipe=NAME [model=] [method=lora|qlora] [machine=] [tracking=]
@@ -98,11 +100,19 @@ def identity(recipe: Recipe, config: type[Section]) -> dict[str, Any]:
 
     Weights are known by the digest of the `base` input, so where they lie does not matter.
     """
-    fields = {name: getattr(recipe, name) for name in config.model_fields}
-    if "model" in fields:
-        fields["model"] = recipe.model.model_copy(update={"path": None})
+    fields = {name: _part(getattr(recipe, name), field.annotation) for name, field in config.model_fields.items()}
+    if isinstance(fields.get("model"), Model):
+        # What is only said of a model is on the card: HANDOFF's, whose config has the section of that name.
+        silent = {} if "handoff" in fields else {"note": "", "licence": ""}
+        fields["model"] = recipe.model.model_copy(update={"path": None, **silent})
     plain: dict[str, Any] = config(**fields).model_dump(mode="json")
     return plain
+
+
+def _part(value: Any, wanted: Any) -> Any:
+    """A stage that names a narrower section gets the fields that it names."""
+    narrower = isinstance(value, Section) and isinstance(wanted, type) and not isinstance(value, wanted)
+    return {name: getattr(value, name) for name in wanted.model_fields} if narrower else value
 
 
 def ready(words: Sequence[str], config_dir: Path | None = None, *, elsewhere: bool = False) -> Recipe:
@@ -140,6 +150,9 @@ def main(words: Sequence[str]) -> int:
         config_dir, words = split_config_dir(words)
         recipe = ready(words, config_dir)
         with hold(Path(recipe.work)):
+            asked = [str(getattr(recipe, name).trl.get("optim", "adamw_torch")) for name in recipe.stages]
+            zero3 = recipe.machine.layout == "zero3"
+            leave_out(unused(bnb=recipe.method.bnb is not None, zero3=zero3, optimizers=asked))
             bundle = run(recipe, say, words)
     except RecipeError as error:
         print(error if is_first() else f"rank {rank()}: {'; '.join(map(str, error.problems))}", file=sys.stderr)

@@ -53,7 +53,7 @@ def merge_into(folder: Path, config: dict, base: Artifact, adapter: Artifact) ->
 
 @pytest.fixture
 def config() -> dict:
-    return {"model": MODEL, "method": {"name": "lora"}, "score": {"parity_prompts": 6}}
+    return {"model": MODEL, "method": {"name": "lora"}, "score": {"parity_prompts": 6, "batch_tokens": 4096}}
 
 
 def test_a_right_merge_agrees_with_its_adapter_and_a_wrong_one_does_not(tmp_path, config):

@@ -2,13 +2,11 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from finetune.chat import ChatFormat
 from finetune.config.data import Prepare, ReadyPreferences, Replay, Source, Task, TextUse
-from finetune.config.model import Model
 from finetune.config.section import Section
-from finetune.config.training import Cpt, Sft
 from finetune.corpus.build import Example, Item
 from finetune.corpus.ledger import Ledger
 from finetune.corpus.split import Side
@@ -17,6 +15,19 @@ Items = dict[str, list[Item]]
 """Source -> its rows."""
 Sides = dict[str, dict[Side, list[Example]]]
 """Task -> side -> examples."""
+
+
+class Longest(Section):
+    """What PREPARE reads of a training section: another learning rate must not prepare anew."""
+
+    max_length: int
+
+
+class Modes(Section):
+    """What PREPARE reads of the model; its tokenizer and template are known by the digest of the base."""
+
+    modes: tuple[Literal["plain", "think"], ...]
+    default_mode: Literal["plain", "think"]
 
 
 class Config(Section):
@@ -30,9 +41,9 @@ class Config(Section):
     general: dict[str, TextUse]
     replay: Replay | None
     prepare: Prepare
-    sft: Sft
-    cpt: Cpt
-    model: Model
+    sft: Longest
+    cpt: Longest
+    model: Modes
 
 
 @dataclass

@@ -14,7 +14,6 @@ from finetune.artifacts import Artifact, Stage, write_whole
 from finetune.base import device_of, load_adapter, load_base, set_threads
 from finetune.chat import ChatFormat
 from finetune.config.data import Task
-from finetune.config.evaluation import Score
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
@@ -31,12 +30,21 @@ AGAINST = ("base_zero_shot", "base_few_shot", "majority")
 """The headline difference is taken to the best of these; the classic baselines stand beside it with their own."""
 
 
+class Asked(Section):
+    """What SCORE reads of section `score`: `parity_prompts` is PROOF's."""
+
+    shots: int
+    batch_tokens: int
+    resamples: int
+    general_tokens: int
+
+
 class Config(Section):
     """What changes the scores."""
 
     seed: int
     tasks: dict[str, Task]
-    score: Score
+    score: Asked
     model: Model
     method: Method
 

@@ -15,25 +15,8 @@ from finetune.chat import ChatFormat
 from finetune.corpus import prepare
 from finetune.corpus.read import find_documents
 
-TRAINING = {"batch_size": 8, "max_length": 256}
-MODEL = {
-    "name": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "origin": "embedded",
-    "key": "smollm2_135m",
-    "licence": "Apache-2.0",
-    "architecture": {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 64,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 8192,
-    },
-}
+TRAINING = {"max_length": 256}
+MODEL = {"modes": ["plain"], "default_mode": "plain"}
 WORDS = ("pump valve bearing seal hose filter tooth track motor cable light horn pin boom seat door tank belt").split()  # noqa: SIM905
 
 

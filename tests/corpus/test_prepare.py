@@ -181,7 +181,7 @@ def test_text_is_cut_at_max_length_without_loss_and_ends_with_the_end(corpus: An
     text = "# Notes\n\n" + "\n\n".join(f"Paragraph {i} about hydraulic pumps and valves." for i in range(40))
     corpus.write("notes.md", text)
     corpus.config["text"] = [{"source": "notes"}]
-    corpus.config["cpt"] = {"batch_size": 8, "max_length": 64}
+    corpus.config["cpt"] = {"max_length": 64}
     made = corpus.prepare()
     rows = [*made.table("text_train.parquet"), *made.table("text_valid.parquet")]
     chat = ChatFormat.read(corpus.base.path)

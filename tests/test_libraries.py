@@ -1,0 +1,36 @@
+"""What a run does not use is not imported, and what it uses is."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from finetune.libraries import unused
+
+SCRIPT = """
+import gc, json, sys
+from finetune.libraries import leave_out, load
+leave_out({names!r})
+load("trl.trainer.sft_trainer")
+loaded = [n for n in ("bitsandbytes", "deepspeed") if sys.modules.get(n)]
+print(json.dumps([gc.isenabled(), gc.get_freeze_count() > 100_000, loaded]))
+"""
+
+
+def test_a_run_names_what_it_does_not_use() -> None:
+    assert unused(bnb=False, zero3=False) == ["bitsandbytes", "deepspeed"]
+    assert unused(bnb=True, zero3=False) == ["deepspeed"]
+    assert unused(bnb=False, zero3=True, optimizers=["adamw_torch_fused"]) == ["bitsandbytes"]
+    assert unused(bnb=False, zero3=True, optimizers=["adamw_torch", "paged_adamw_8bit"]) == []
+
+
+@pytest.mark.slow
+def test_what_is_left_out_is_not_imported_and_the_collector_is_on_again() -> None:
+    found = {}
+    for names in ([], ["bitsandbytes", "deepspeed"]):
+        command = [sys.executable, "-c", SCRIPT.format(names=names)]
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        found[len(names)] = json.loads(done.stdout.splitlines()[-1])
+    assert found[0] == [True, True, ["bitsandbytes"]]  # else there would be nothing to leave out any more
+    assert found[2] == [True, True, []]
