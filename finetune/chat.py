@@ -200,6 +200,13 @@ class ChatFormat:
     def prove_modes(self, modes: Sequence[Mode], default: Mode) -> None:
         """Raise RecipeError unless each mode has a prompt of its own, and the exported template, asked for none, gives
         the default's (enable_thinking absent means thinking in Qwen3's template, so the default is written into it)."""
+        if "strftime_now" in self.template:
+            raise RecipeError.one(
+                "model.path",
+                str(self.directory),
+                "its chat template writes today's date, so that no later prompt is the one that was trained",
+                "give the directory a chat_template.jinja with a fixed date; it is exported with the model",
+            )
         exported = replace(self, template=bake_mode(self.template, default))
         for messages, offered in _probes("plain", tools=False):
             prompts = {mode: self.prompt_text(messages[:-1], mode, offered) for mode in modes}
@@ -268,7 +275,9 @@ class ChatFormat:
         if tools and prompt == self.prompt_text(messages, mode):
             raise self._not_written("tools", None)
         for index, message in enumerate(messages):
-            if str(message.get("content") or "").strip() not in prompt:
+            content = str(message.get("content") or "").strip()
+            quoted = json.dumps(content, ensure_ascii=False)[1:-1]  # some templates write a tool's result as JSON
+            if content not in prompt and quoted not in prompt:
                 raise self._not_written(f"messages[{index}].content", str(message["content"]))
             for name in _called(message):
                 if name not in prompt:

@@ -141,6 +141,7 @@ def test_the_end_of_turn_is_trained_and_the_newline_after_it_is_not(chat: ChatFo
 
 
 def test_the_empty_think_block_is_prompt_and_not_answer(qwen3: ChatFormat) -> None:
+    """LF#10773, LF#9365: the opener on the wrong side of the loss unlearns the mode."""
     row = qwen3.supervise([QUESTION, ANSWER], "plain")
     assert masked(qwen3, row.input_ids, row.labels).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert "think" not in trained(qwen3, row.labels)
@@ -181,6 +182,7 @@ def test_reasoning_for_a_template_that_drops_it_is_refused(smollm: ChatFormat) -
 
 
 def test_a_think_row_without_reasoning_is_refused(qwen3: ChatFormat) -> None:
+    """Qwen3#1438, Qwen3#1377: trained on absent reasoning, the model thinks nothing when asked to think."""
     with pytest.raises(RecipeError, match="mode think carries the reasoning"):
         qwen3.supervise([QUESTION, ANSWER], "think")
 
@@ -206,6 +208,7 @@ def copy(source: Path, to: Path, **changes: Any) -> Path:
 
 
 def test_pad_equal_to_the_end_of_turn_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    """trl#3091, unsloth#416, open-r1#494: the model never stops."""
     with pytest.raises(RecipeError, match="never learn to stop") as caught:
         ChatFormat.read(copy(smollm2, tmp_path / "model", pad_token="<|im_end|>"))
     assert '"pad_token"' in caught.value.problems[0].fix
@@ -231,6 +234,27 @@ def test_a_template_that_prompts_unlike_it_renders_is_refused_with_the_tokens(sm
     (path / "chat_template.jinja").write_text(head + "assistant:" + tail if middle else template)
     with pytest.raises(RecipeError, match=r"from token \d+ on: served \[.*\], rendered \[.*\]"):
         ChatFormat.read(path).prove("plain")
+
+
+def test_a_template_that_writes_todays_date_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    path = copy(smollm2, tmp_path / "model")
+    template = (path / "chat_template.jinja").read_text()
+    (path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
+    with pytest.raises(RecipeError, match="writes today's date"):
+        ChatFormat.read(path).prove_modes(["plain"], "plain")
+
+
+def test_a_result_that_the_template_writes_as_json_is_no_loss(tiny_qwen3: Path, tmp_path: Path) -> None:
+    path = copy(tiny_qwen3, tmp_path / "model")
+    template = (path / "chat_template.jinja").read_text()
+    file, spot = path / "chat_template.jinja", "{{- '\\n<tool_response>\\n' }}\n        {{- content }}"
+    assert template.count(spot) == 1
+    messages = [QUESTION, CALL, {"role": "tool", "content": 'say "yes"\nor no'}, ANSWER]
+    file.write_text(template.replace(spot, spot.replace("content }}", "content | tojson }}")))
+    assert ChatFormat.read(path).supervise(messages, "plain", [TOOL]).supervised_tokens
+    file.write_text(template.replace(spot, spot.replace("{{- content }}", "")))
+    with pytest.raises(RecipeError, match=r"messages\[2\].content=say"):
+        ChatFormat.read(path).supervise(messages, "plain", [TOOL])
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
