@@ -21,6 +21,8 @@ _PREPARED = "rows are tokenised and masked in PREPARE, the same for every traine
 _PACKED = "set sft.packing or cpt.packing: whole rows are joined, best-fit decreasing, and never attend to each other"
 _REFERENCE = "the reference is the adapter DPO starts from, its scores are computed once and kept"
 _HANDED = "nothing is uploaded: HANDOFF writes a bundle"
+_NO_START = "starts drawn from the base or from data change the base or need what no stage hands them"
+_NOT_MERGED = "drop it: its delta is not B x A, so the streamed merge would be wrong"
 _RESUME = "resuming is ours, with checkpoints that are checked before they are loaded: run the same command again"
 
 # Key of TrainingArguments, SFTConfig or DPOConfig -> what to set instead; {stage} is cpt, sft or dpo.
@@ -67,6 +69,7 @@ _OWNED_TRL: Mapping[str, str] = {
     "gradient_checkpointing_kwargs": "set machine.gradient_checkpointing",
     "activation_checkpointing": "set machine.gradient_checkpointing",
     "activation_checkpointing_kwargs": "set machine.gradient_checkpointing",
+    "use_liger_kernel": "drop it: TRL's own fused head is used, and evaluation reads its per-token log-probabilities",
     "report_to": "choose tracking=offline, online or disabled",
     "run_name": "drop it: runs are named after the recipe",
     "project": "set tracking.project",
@@ -111,8 +114,14 @@ _OWNED_LORA: Mapping[str, str] = {
     "layer_replication": "drop it: the merged model would have another number of layers than its base",
     "alora_invocation_tokens": "drop it: an activated LoRA cannot be merged",
     "target_parameters": "set target_modules: DPO's reference would silently become the base model",
-    "use_qalora": "drop it: its delta is not B x A, so the streamed merge would be wrong",
+    "use_qalora": _NOT_MERGED,
     "lora_bias": "drop it: these models have no biases to merge it into",
+    "fan_in_fan_out": "drop it: these models have no such layers",
+    "megatron_config": "drop it: Megatron's parallel layers are not used",
+    "megatron_core": "drop it: Megatron's parallel layers are not used",
+    "trainable_token_indices": "set target_modules to a list with embed_tokens: single rows are not merged here",
+    **{f"{name}_config": f"drop it: {_NO_START}" for name in ("loftq", "corda", "eva", "lora_ga")},
+    **dict.fromkeys(("monteclora_config", "arrow_config", "kasa_config", "velora_config", "use_bdlora"), _NOT_MERGED),
 }
 _OWNED_BNB: Mapping[str, str] = {
     "bnb_4bit_compute_dtype": "set model.dtype",

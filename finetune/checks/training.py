@@ -9,8 +9,16 @@ from finetune.errors import Problem, RecipeError
 from finetune.memory.counts import adapted_modules
 
 _ORDER = ("cpt", "sft", "dpo")
-# They start from a decomposition of the base and leave the rest in it: MERGE adds the adapter to the untouched base.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_STARTS: Mapping[str, str] = {
+    "pissa": "changes the base, and the merge would add the adapter to the untouched one",
+    "olora": "changes the base, and the merge would add the adapter to the untouched one",
+    "corda": "changes the base, after a pass over data (preprocess_corda) that no stage makes",
+    "loftq": "changes the base, and the merge would add the adapter to the untouched one",
+    "lora_ga": "needs gradients of data that no stage computes; without them it is plain LoRA in silence",
+    "eva": "needs activations of data that no stage computes; without them it is a random start in silence",
+    "mica": "is not proven to be merged exactly",
+}
+"""init_lora_weights that is refused -> why; all of them were tried on the tiny model (tests/test_methods.py)."""
 
 
 def check_stages(recipe: Recipe) -> Iterator[Problem]:
@@ -57,22 +65,46 @@ def check_method(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("method.bnb", method.bnb, rule, "method.bnb.load_in_4bit=true, or method=lora")
     if method.name == "lora" and method.bnb:
         yield Problem("method.bnb", method.bnb, "lora trains on the unquantised base", "method=qlora")
-    init = lora.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
-        where = "decomposes weights that ZeRO-3 has cut up (peft#1826)" if recipe.machine.layout == "zero3" else ""
-        rule = where or "changes the base, and the merge would add the adapter to the untouched one"
-        yield Problem("method.lora.init_lora_weights", init, rule, "method.lora.init_lora_weights=true")
-    saved = set(lora.get("modules_to_save") or ()) & {"lm_head", "embed_tokens"}
-    if saved and recipe.model.architecture.tie_word_embeddings:
-        rule = f"trains head and embedding apart, which {recipe.model.name} ties (transformers#45127)"
-        yield Problem("method.lora.modules_to_save", sorted(saved), rule, "method.lora.modules_to_save=null")
+    yield from _check_start(recipe)
+    if lora.get("bias") in ("all", "lora_only"):
+        rule = "trains biases, which these models do not have"
+        yield Problem("method.lora.bias", lora["bias"], rule, "method.lora.bias=none")
+    yield from _check_whole(recipe)
     try:
-        adapted_modules(recipe.model.architecture, lora)
+        if "lm_head" in adapted_modules(recipe.model.architecture, lora):
+            rule = "names lm_head, whose weight TRL reads past any adapter: it would never be trained"
+            yield Problem("method.lora.target_modules", lora.get("target_modules"), rule, "take lm_head out of it")
     except RecipeError as error:
         yield from error.problems
     except re.error as error:
         rule = f"is no regular expression ({error})"
         yield Problem("method.lora.target_modules", lora.get("target_modules"), rule, "all-linear, or a list of names")
+
+
+def _check_start(recipe: Recipe) -> Iterator[Problem]:
+    """What the adapter starts from."""
+    path, init = "method.lora.init_lora_weights", recipe.method.lora.get("init_lora_weights", True)
+    if not isinstance(init, str):
+        return
+    rule = next((rule for name, rule in _STARTS.items() if init.lower().startswith(name)), None)
+    if rule and recipe.machine.layout == "zero3" and init.lower().startswith(("pissa", "olora")):
+        rule = "decomposes weights that ZeRO-3 has cut up (peft#1826)"
+    if init == "orthogonal" and recipe.method.bnb:
+        rule = "makes parameters in the number format of the weight, and 4-bit ones cannot be trained"
+    if rule:
+        yield Problem(path, init, rule, f"{path}=true")
+
+
+def _check_whole(recipe: Recipe) -> Iterator[Problem]:
+    """Modules trained whole beside the adapter."""
+    saved = recipe.method.lora.get("modules_to_save")
+    if not saved:
+        return
+    rule = "trains modules whole, which the adapter's self-check at every save does not cover"
+    if {"lm_head", "embed_tokens"} & set(saved) and recipe.model.architecture.tie_word_embeddings:
+        rule = f"trains head and embedding apart, which {recipe.model.name} ties (transformers#45127)"
+    fix = "method.lora.modules_to_save=null; for the embedding: method.lora.target_modules=[q_proj,...,embed_tokens]"
+    yield Problem("method.lora.modules_to_save", saved, rule, fix)
 
 
 def check_lengths(recipe: Recipe) -> Iterator[Problem]:

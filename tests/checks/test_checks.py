@@ -164,6 +164,29 @@ CASES = {
         {"method.lora.init_lora_weights": "pissa_niter_4"}, "method.lora.init_lora_weights", "pissa_niter_4",
         "changes the base", "init_lora_weights=true",
     ),
+    "start from gradients that nobody computes": (
+        {"method.lora.init_lora_weights": "lora_ga"}, "method.lora.init_lora_weights", "lora_ga",
+        "plain LoRA in silence", "init_lora_weights=true",
+    ),
+    "start from activations that nobody computes": (
+        {"method.lora.init_lora_weights": "eva"}, "method.lora.init_lora_weights", "eva", "a random start",
+        "init_lora_weights=true",
+    ),
+    "biases": ({"method.lora.bias": "all"}, "method.lora.bias", "all", "do not have", "method.lora.bias=none"),
+    "adapter on the head": (
+        {"method.lora.target_modules": ["q_proj", "lm_head"]}, "method.lora.target_modules", ["q_proj", "lm_head"],
+        "never be trained", "take lm_head out",
+    ),
+    "norms trained whole": (
+        {"method.lora.modules_to_save": ["norm"]}, "method.lora.modules_to_save", ["norm"], "self-check",
+        "modules_to_save=null",
+    ),
+    "Liger": (
+        {"sft.trl.use_liger_kernel": True}, "sft.trl.use_liger_kernel", True, "set by the toolkit", "TRL's own fused",
+    ),
+    "a LoRA that MERGE does not know": (
+        {"method.lora.use_bdlora": {}}, "method.lora.use_bdlora", {}, "set by the toolkit", "not B x A",
+    ),
     "tied head trained apart": (
         {"method.lora.modules_to_save": ["lm_head"]}, "method.lora.modules_to_save", ["lm_head"],
         "transformers#45127", "modules_to_save=null",
@@ -214,7 +237,7 @@ CASES = {
     "packing by TRL": ({"sft.trl.packing": True}, "sft.trl.packing", True, "set by the toolkit", "set sft.packing or"),
     "a cache in training": ({"sft.trl.use_cache": True}, "sft.trl.use_cache", True, "set by", "see each other"),
     "padding that does nothing": (
-        {"cpt.trl.pad_to_multiple_of": 8, "stages": ["cpt", "sft"]}, "cpt.trl.pad_to_multiple_of", 8, "set by", "drop it",
+        {"sft.trl.pad_to_multiple_of": 8}, "sft.trl.pad_to_multiple_of", 8, "set by", "rows are padded to the longest",
     ),
     "a second reference": (
         {"dpo.trl.precompute_ref_log_probs": True}, "dpo.trl.precompute_ref_log_probs", True, "set by", "computed once",
