@@ -12,7 +12,7 @@ from finetune.memory.counts import DTYPE_BYTES, lora_parameters, parameters, wei
 from finetune.memory.device import DeviceBytes, device_bytes, generation_bytes
 from finetune.memory.disk import disk_bytes
 from finetune.memory.machines import GIB, Here, resolve_machine
-from finetune.memory.work import Counted, StageState, Work, count_work, longest, utilisation
+from finetune.memory.work import Counted, StageState, Work, assumed_speed, count_work, longest, utilisation
 
 # Never ours to fill: the CUDA context, NCCL's buffers, and one twentieth for the allocator's gaps.
 _CONTEXT, _GAPS = 1.5 * GIB, 0.05
@@ -78,6 +78,9 @@ class Plan:
     tokens_known: bool
     """Whether tokens, and so hours and cost, were counted in every stage and are no upper limits."""
     utilisation: float
+    """Share of a GPU's peak that hours are computed with; 1.0 on a CPU, whose speed is an achieved one."""
+    flops_per_second: float | None
+    """Of all devices together, utilisation included: flops / this = seconds; None where it is not known."""
     hours: float | None
     """Training only, every stage; None where the device's speed is not known."""
     usd: float | None
@@ -102,12 +105,13 @@ class Plan:
         return max(self.generation, *(stage.bytes.peak for stage in self.stages))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; bytes are numbers of bytes."""
+        """Plain data, bytes as numbers of bytes; docs/planning.md names every key, and a test holds both together."""
         plain = asdict(self)
         plain["machine"] = self.machine.model_dump(mode="json")
         for stage, row in zip(self.stages, plain["stages"], strict=True):
             row["bytes"] |= {"training": stage.bytes.training, "peak": stage.bytes.peak}
-        return plain | {"fits": self.fits, "peak": self.peak, "per_device_batch_size": self.per_device_batch_size}
+        totals = {"fits": self.fits, "peak": self.peak, "per_device_batch_size": self.per_device_batch_size}
+        return {"schema_version": "1", **plain, **totals}
 
     def render(self) -> str:
         from finetune.memory.view import render
@@ -156,6 +160,7 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
         disk=disk_bytes(recipe),
         tokens_known=all("tokens" in stage.counted for stage in stages),
         utilisation=utilisation(machine, quantised=method.bnb is not None),
+        flops_per_second=assumed_speed(recipe),
         hours=total_hours,
         usd=None if price is None or total_hours is None else total_hours * price * machine.processes,
         options=options,

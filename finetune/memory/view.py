@@ -110,7 +110,7 @@ def _time(plan: Plan) -> str:
         return "not known: give machine.tflops"
     limit = "" if plan.tokens_known else "at most "
     speed = (
-        "at 0.06 TFLOP/s a core"
+        f"at {(plan.flops_per_second or 0) / 1e12:.2f} TFLOP/s"
         if plan.machine.device == "cpu"
         else f"at {plan.utilisation:.0%} of {plan.machine.tflops:g} TFLOP/s"
     )

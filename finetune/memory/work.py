@@ -12,8 +12,9 @@ from finetune.memory.counts import parameters
 # Share of the peak that training is assumed to reach. 0.40 is what well-tuned dense training reaches on A100
 # (Chowdhery et al. 2022, PaLM, table 3: 0.21 to 0.46); NF4 weights must be unpacked in every pass.
 _UTILISATION, _UTILISATION_NF4 = 0.40, 0.30
-# Achieved on a CPU core with AVX512-bf16: SmolLM2-135M, LoRA, 221 tokens/s on two cores at length 512.
-_CPU_TFLOPS_PER_CORE = 0.06
+# Achieved by each of two CPU cores with AVX512-bf16 over whole SFT stages of SmolLM2-135M, evaluation included:
+# 0.076 to 0.090 in the four sample recipes (2026-11-22, 1.5 to 2.3 s for a step of 8 rows of 53 to 87 tokens).
+_CPU_TFLOPS_PER_CORE = 0.08
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def count_work(recipe: Recipe, name: str, counted: Counted | None) -> Work:
     steps = section.max_steps or max(1, math.ceil(count * section.epochs / section.batch_size))
     total = round(steps * section.batch_size * per_row)
     flops = total * flops_per_token(recipe, name, length=per_row / sequences)
-    speed = _speed(recipe)
+    speed = assumed_speed(recipe)
     return Work(name, counted.rows if counted else _rows_at_most(recipe, name), total, steps, flops,
                 None if speed is None else flops / speed / 3600)  # fmt: skip
 
@@ -105,7 +106,7 @@ def _rows_at_most(recipe: Recipe, name: str) -> int:
     return max(1, math.ceil(sum(known) / 4 / recipe.cpt.max_length))
 
 
-def _speed(recipe: Recipe) -> float | None:
+def assumed_speed(recipe: Recipe) -> float | None:
     """FLOP/s of all devices together, as assumed."""
     machine = recipe.machine
     if machine.device == "cpu":

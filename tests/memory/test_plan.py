@@ -1,13 +1,16 @@
 """The plan against arithmetic done another way, and what it says when something does not fit."""
 
+import dataclasses
 import functools
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from finetune.checks import check
 from finetune.config import load
-from finetune.memory import Counted, Gpu, Here, here, plan, resolve_machine, settle
+from finetune.memory import Counted, Gpu, Here, StageState, here, plan, resolve_machine, settle
 from finetune.memory.machines import GIB
 
 LAPTOP = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=500.0)
@@ -237,3 +240,16 @@ def test_json_holds_the_same_facts():
     assert plain["parameters"] == P
     assert plain["stages"][0]["bytes"]["weights"] == P * 2 / 8
     assert plain["peak"] / GIB == pytest.approx(found.peak / GIB)
+
+
+def test_every_key_of_the_json_is_documented_and_nothing_else_is():
+    plain = planned("model=qwen3_32b", "machine=a100x8").to_json()
+    text = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
+    table = text.partition("## The plan as JSON")[2]
+    rows = re.findall(r"^\| (`.*?) \|", table, flags=re.M)
+    documented = {name for row in rows for name in re.findall(r"`(.*?)`", row)}
+    keys = set(plain) | {f"stages[].{key}" for key in plain["stages"][0]}
+    keys |= {f"stages[].bytes.{key}" for key in plain["stages"][0]["bytes"]}
+    keys |= {f"options[].{key}" for key in plain["options"][0]} | {f"disk.{key}" for key in plain["disk"]}
+    keys |= {f"progress[].{field.name}" for field in dataclasses.fields(StageState)}
+    assert documented == keys
