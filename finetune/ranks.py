@@ -70,8 +70,8 @@ def _leaving_on_sigterm() -> Iterator[None]:
 
 
 def _leave(*_: object) -> None:
-    if is_first():
-        print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
+    if is_first():  # not print: the signal may have come in the middle of one
+        os.write(2, b"stopped by SIGTERM; the same command goes on from here\n")
     raise SystemExit(Preempted.EXIT_CODE)
 
 
