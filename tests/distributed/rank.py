@@ -53,6 +53,13 @@ def train(method: str, root: Path, common: dict[str, Any]) -> list[str]:
     return [str(adapter.path), str(after.path)]
 
 
+def train_packed(root: Path, common: dict[str, Any]) -> list[str]:
+    config = config_of("lora")
+    config["sft"]["packing"] = True
+    made = ranks.build_together(sft.SFT_STAGE, config, inputs=inputs_in(root), root=root / "work", **common)
+    return [str(made.path)]
+
+
 @contextmanager
 def poisoned(what: str) -> Iterator[None]:
     """On the last rank only, the loss or a gradient of one step is not a finite number."""
@@ -111,6 +118,7 @@ def main(layout: str, root: Path) -> None:
     say = print if ranks.is_first() else (lambda line: None)
     common = {"machine": machine, "tracker": tiny.Silent(), "say": say}
     result: dict[str, Any] = {method: train(method, root, common) for method in ("lora", "qlora")}
+    result["packed"] = train_packed(root, common)
     result |= {what: break_and_resume(what, root, common) for what in ("loss", "gradient")}
     (root / f"rank-{ranks.rank()}.json").write_text(json.dumps(result))
 
