@@ -31,7 +31,7 @@ def export_chats(chats: list[dict[str, Any]], folder: Path) -> None:
 def export_pairs(pairs: list[dict[str, Any]], folder: Path) -> None:
     """`preferences.jsonl` of PAIRS as TRL, LLaMA-Factory, axolotl and ms-swift want their preferences."""
     folder.mkdir(parents=True, exist_ok=True)
-    turns = [(pair["messages"], _say(pair["chosen"]), _say(pair["rejected"])) for pair in pairs]
+    turns = [(pair["messages"], pair["chosen"], pair["rejected"]) for pair in pairs]
     write(
         folder / "pairs_trl.jsonl",
         ({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]} for prompt, chosen, rejected in turns),
@@ -65,6 +65,3 @@ _OPENAI: dict[str, Any] = {
 }
 """How LLaMA-Factory is told that a file holds OpenAI messages."""
 
-
-def _say(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}

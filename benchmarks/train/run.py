@@ -135,9 +135,9 @@ def whole(name: str) -> dict[str, Any]:
     if "dpo" not in made:
         raise SystemExit(f"the run that makes rows and pairs failed: {last_line(work() / 'whole.run/output.txt')}")
     rows.export_chats(rows.read(made["prepare"] / "train.jsonl"), work() / "rows")
-    rows.export_pairs(rows.read(made["pairs"] / "preferences.jsonl"), work() / "rows")
-    counts = {"rows": len(rows.read(made["prepare"] / "train.jsonl"))}
-    counts["pairs"] = len(rows.read(made["pairs"] / "preferences.jsonl"))
+    pairs = [pair for pair in rows.read(made["pairs"] / "preferences.jsonl") if not pair["held_out"]]
+    rows.export_pairs(pairs, work() / "rows")
+    counts = {"rows": len(rows.read(made["prepare"] / "train.jsonl")), "pairs": len(pairs)}
     return {**counts, "base": score("none"), "ours": score(made["sft"])}
 
 

@@ -42,6 +42,16 @@ def command(job: Job) -> Command:
     return Command(words, adapter=job.out / "adapter")
 
 
+def documented(job: Job) -> Command:
+    """TRL's quick start: a model's name and a data set, everything else as it comes."""
+    asked = command(job)
+    file = job.out / "told.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told |= {"keys": {"output_dir": str(job.out)}, "dtype": "float32"}
+    file.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return asked
+
+
 def main(file: Path) -> None:
     from datasets import load_dataset
     from peft import LoraConfig, PeftModel
