@@ -21,7 +21,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("finetune", "tests", "configs", "recipes", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for name in ("data", ".cache"):
+    for name in ("data", ".cache", "benchmarks", "docs"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
