@@ -1,6 +1,8 @@
 """What a plan says about a work folder, against folders that a real PREPARE, a sealed checkpoint and a key made."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,14 @@ def test_a_base_that_was_never_hashed_here_is_said_and_nothing_is_hashed(prepare
     assert {stage.state for stage in found} == {"to run"}
     assert "hashed" in found[0].note
     assert counted == {}
+
+
+def test_looking_at_a_work_folder_keeps_a_plan_under_a_second_of_cpu_time_and_free_of_torch(prepared):
+    from test_cli_speed import PROBE
+
+    words = ["plan", *WORDS, f"work={prepared}"]
+    done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, check=False)
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert "prepare: cached" in done.stdout
+    assert facts["heavy"] == []
+    assert facts["seconds"] < 1.0

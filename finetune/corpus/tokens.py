@@ -4,21 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from finetune.chat import ChatFormat
 from finetune.corpus.build import Example
 from finetune.corpus.records import Chat
 from finetune.errors import Problem, RecipeError
-
-SFT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()), ("task", pa.string()), ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())), ("mode", pa.string()),
-    ]
-)  # fmt: skip
-TEXT_SCHEMA = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32()))])
 
 
 @dataclass(frozen=True)
@@ -92,14 +81,21 @@ def cut_text(chat: ChatFormat, name: str, text: str, length: int) -> list[tuple[
 
 
 def write_sft(path: Path, rows: Iterable[TokenRow]) -> None:
-    _write(path, [vars(row) for row in rows], SFT_SCHEMA)
+    _write(path, [vars(row) for row in rows], ("id", "task", "input_ids", "labels", "mode"))
 
 
 def write_text(path: Path, rows: Iterable[tuple[str, list[int]]]) -> None:
-    _write(path, [{"id": name, "input_ids": ids} for name, ids in rows], TEXT_SCHEMA)
+    _write(path, [{"id": name, "input_ids": ids} for name, ids in rows], ("id", "input_ids"))
 
 
-def _write(path: Path, rows: list[dict[str, object]], schema: pa.Schema) -> None:
+def _write(path: Path, rows: list[dict[str, object]], columns: Sequence[str]) -> None:
+    # Imported here: a plan reads this stage's name and has less than a second for everything.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [(name, pa.list_(pa.int32()) if name in ("input_ids", "labels") else pa.string()) for name in columns]
+    )
     # Fixed options: equal rows give equal bytes under one version of pyarrow, which the lock pins.
     table = pa.Table.from_pylist(rows, schema=schema)
     pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=65_536, version="2.6")
