@@ -6,6 +6,8 @@ import math
 import os
 import signal
 import weakref
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def train(root: Path, inputs: dict[str, Artifact], say: Any = print, **changes: 
     config = tiny.sft_config(**{"log_steps": 1, "trl": {"learning_rate": 1e-2}, **changes})
     config["dpo"] = config.pop("sft")
     return artifacts.build(
-        dpo.STAGE, config, root=root, inputs=inputs, machine=tiny.machine(), tracker=tiny.Silent(), say=say
+        replace(dpo.STAGE, run=partial(dpo.run, say=say)), config, root=root, inputs=inputs, machine=tiny.machine(),
+        tracker=tiny.Silent(),
     )
 
 
@@ -168,6 +171,7 @@ def test_reference_scores_are_kept_for_other_learning_rates_and_never_change_a_r
     for trl in ({"learning_rate": 1e-3}, {"learning_rate": 1e-2, "beta": 0.5, "loss_type": ["ipo"]}):
         other = train(tmp_path / "one", inputs, said.append, **keys, trl=trl)
         assert abs(log_of(other)[0]["rewards/margins"]) <= 1e-6
+    assert [line for line in said if "step 10/10" in line]
     assert not [line for line in said if "scoring the reference" in line]
     assert [kept] == list((tmp_path / "one" / reference.FOLDER).iterdir())
     assert kept.read_bytes() == scores, "scored again although nothing but the training changed"

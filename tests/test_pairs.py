@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from handmade import as_artifact, chats, make_prepared, make_random_adapter, sections
 
-from finetune import dpo, pairs
+from finetune import dpo, pairs, train
 from finetune.artifacts import Artifact, canonical_json
 from finetune.chat import ChatFormat
 from finetune.config.data import Task
@@ -201,8 +201,7 @@ def test_answers_that_cannot_be_learnt_from_say_why(chat: ChatFormat) -> None:
 def test_only_what_decides_the_pairs_is_in_their_identity() -> None:
     def identity(*words: str) -> str:
         recipe = load(["recipe=maintenance", "model=tiny_qwen3", *words])
-        fields = {name: getattr(recipe, name) for name in pairs.Config.model_fields}
-        return canonical_json(pairs.Config(**fields).model_dump(mode="json"))
+        return canonical_json(train.identity(recipe, pairs.Config))
 
     assert identity("dpo.trl.beta=0.3") == identity()
     assert identity("dpo.pairs.samples=4") != identity()
