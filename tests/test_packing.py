@@ -234,6 +234,17 @@ def test_one_trained_step_is_the_same_packed_and_unpacked(
         assert float(torch.cosine_similarity(step, other, dim=0)) > 0.9999
 
 
+def test_label_smoothing_is_the_same_packed_and_unpacked(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    """It scores every position with the model's own head, past ours."""
+    smooth = {**ONE_STEP, "trl": {**ONE_STEP["trl"], "label_smoothing_factor": 0.1}}
+    apart = first_line(train(tmp_path / "apart", inputs, batch_size=ROWS, **smooth))
+    joined = first_line(train(tmp_path / "packed", inputs, batch_size=13, per_device=13, packing=True, **smooth))
+    plain = first_line(train(tmp_path / "plain", inputs, batch_size=13, per_device=1, packing=True, **ONE_STEP))
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert joined[name] == pytest.approx(apart[name], rel=1e-5), name
+    assert joined["grad_norm"] != pytest.approx(plain["grad_norm"], rel=1e-3)
+
+
 def test_a_packed_run_goes_on_after_a_kill_to_the_same_bytes(
     tmp_path: Path, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,15 @@ def test_the_published_adapter_is_what_was_trained(tmp_path: Path, base: Artifac
     assert made.facts["eval_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_an_evaluation_batch_is_no_larger_than_a_training_batch(prepared: Artifact) -> None:
+    rows = sft.read_rows(prepared.file("sft_train.parquet"))
+    batches = sft._batches(rows, tokens=96)
+    assert sorted(row for batch in batches for one in batch for row in one["row"]) == list(range(40))
+    for batch in batches:
+        assert len(batch) * max(len(one["input_ids"]) for one in batch) <= 96
+    assert len(batches) <= 2 * -(-sum(map(len, rows["input_ids"])) // 96), "batches are nearly empty"
+
+
 def test_training_lowers_the_loss(tmp_path: Path, base: Artifact, prepared: Artifact) -> None:
     made = train(tmp_path, base, prepared, max_steps=60, eval_steps=60, save_steps=60, trl={"learning_rate": 3e-2})
     losses = [json.loads(line)["loss"] for line in made.file("log.jsonl").read_text().splitlines()]
