@@ -161,9 +161,10 @@ def _counted(recipe: Recipe, done: Mapping[str, Artifact]) -> dict[str, Counted]
     if "prepare" not in done:
         return {}
     facts = done["prepare"].facts
-    counted = {"sft": Counted(facts["rows"]["train"], facts["tokens"]["train"], facts["longest"])}
+    tokens, text = facts["tokens"], facts["text_tokens"]
+    counted = {"sft": Counted(facts["rows"]["train"], tokens["train"], facts["longest"], tokens["valid"])}
     if "text_rows" in facts:
-        counted["cpt"] = Counted(facts["text_rows"]["train"], facts["text_tokens"]["train"], None)
+        counted["cpt"] = Counted(facts["text_rows"]["train"], text["train"], None, text["valid"])
     if "pairs" in done:
         counted["dpo"] = Counted(done["pairs"].facts["pairs"], None, None)
     return {name: counts for name, counts in counted.items() if name in recipe.stages}

@@ -62,10 +62,12 @@ def test_rows_and_tokens_that_were_counted_replace_the_limits(prepared):
     _, counted = progress.look(recipe)
     limits, known = plan(recipe).stages[0], plan(recipe, counted=counted).stages[0]
     assert (limits.counted, limits.longest) == ((), 512)
-    assert known.counted == ("rows", "tokens", "longest")
+    assert known.counted == ("rows", "tokens", "longest", "held_out")
     assert (known.rows, known.longest) == (facts["rows"]["train"], facts["longest"])
     mean = facts["tokens"]["train"] / facts["rows"]["train"]
     assert known.tokens == round(known.steps * recipe.sft.batch_size * mean) < limits.tokens
+    evaluations = -(-known.steps // recipe.sft.eval_steps)
+    assert known.evaluated == evaluations * facts["tokens"]["valid"] < limits.evaluated
     assert known.bytes.activations < limits.bytes.activations
 
 

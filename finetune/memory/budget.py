@@ -31,8 +31,10 @@ class StagePlan:
     """Rows, or preferences for DPO."""
     tokens: int
     """Of all steps together."""
+    evaluated: int
+    """Tokens that all evaluations read, forward only; held in less memory than a step, as nothing is kept."""
     counted: tuple[str, ...]
-    """Which of rows, tokens and longest were counted by PREPARE or PAIRS; the others are the recipe's limits."""
+    """Which of rows, tokens, longest and held_out PREPARE or PAIRS counted; the others are limits."""
     longest: int
     """Tokens of the longest row, or pack, that the bytes are counted with."""
     steps: int
@@ -40,7 +42,7 @@ class StagePlan:
     accumulation: int
     bytes: DeviceBytes
     flops: float
-    """All devices together, forward and backward, recomputation included."""
+    """All devices together, forward and backward, recomputation and evaluation included."""
     hours: float | None
 
 
@@ -221,6 +223,7 @@ def _stage(recipe: Recipe, machine: Machine, name: str, batch: int, counted: Cou
         name=name,
         rows=work.rows,
         tokens=work.tokens,
+        evaluated=work.evaluated,
         counted=known,
         longest=length,
         steps=work.steps,

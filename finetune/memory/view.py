@@ -43,6 +43,7 @@ def render(plan: Plan) -> str:
         _line("longest row, tokens", [_known(stage, "longest", stage.longest) for stage in plan.stages]),
         _line("steps", [f"{stage.steps:,}" for stage in plan.stages]),
         _line("tokens in all steps", [_known(stage, "tokens", stage.tokens) for stage in plan.stages]),
+        _line("  and in evaluations", [_known(stage, "held_out", stage.evaluated) for stage in plan.stages]),
         _line("PFLOP", [f"{stage.flops / 1e15:,.4g}" for stage in plan.stages]),
         _line("hours", [_hours(stage) for stage in plan.stages]),
         "",

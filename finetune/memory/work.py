@@ -25,6 +25,8 @@ class Counted:
     """Rows, or preferences for DPO."""
     tokens: int | None
     longest: int | None
+    held_out: int | None = None
+    """Tokens that one evaluation reads."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Work:
     stage: str
     rows: int
     tokens: int
+    evaluated: int
     steps: int
     flops: float
     hours: float | None
@@ -61,16 +64,26 @@ def count_work(recipe: Recipe, name: str, counted: Counted | None) -> Work:
     section: Training = getattr(recipe, name)
     count = counted.rows if counted else _rows_at_most(recipe, name)
     sequences = 2 if name == "dpo" else 1
-    length = longest(recipe, name, counted)
-    per_row = counted.tokens / max(count, 1) if counted and counted.tokens is not None else length * sequences
+    limit = longest(recipe, name, counted) * sequences
+    per_row = counted.tokens / max(count, 1) if counted and counted.tokens is not None else limit
     if getattr(section, "packing", False):  # a place of a batch holds a pack, full but for a few tokens
         count, per_row = math.ceil(count * per_row / section.max_length), section.max_length
     steps = section.max_steps or max(1, math.ceil(count * section.epochs / section.batch_size))
     total = round(steps * section.batch_size * per_row)
-    flops = total * flops_per_token(recipe, name, length=per_row / sequences)
+    evaluated = _evaluated(recipe, name, counted, steps=steps)
+    length = per_row / sequences
+    flops = total * flops_per_token(recipe, name, length=length)
+    flops += evaluated * flops_per_token(recipe, name, length=length, forward_only=True)
     speed = assumed_speed(recipe)
-    return Work(name, counted.rows if counted else _rows_at_most(recipe, name), total, steps, flops,
-                None if speed is None else flops / speed / 3600)  # fmt: skip
+    return Work(
+        stage=name,
+        rows=counted.rows if counted else _rows_at_most(recipe, name),
+        tokens=total,
+        evaluated=evaluated,
+        steps=steps,
+        flops=flops,
+        hours=None if speed is None else flops / speed / 3600,
+    )
 
 
 def longest(recipe: Recipe, name: str, counted: Counted | None) -> int:
@@ -80,7 +93,19 @@ def longest(recipe: Recipe, name: str, counted: Counted | None) -> int:
     return min(section.max_length, known) if known else section.max_length
 
 
-def flops_per_token(recipe: Recipe, name: str, *, length: float) -> float:
+def _evaluated(recipe: Recipe, name: str, counted: Counted | None, *, steps: int) -> int:
+    """Tokens that all evaluations read; 0 for CPT where nothing was counted."""
+    section: Training = getattr(recipe, name)
+    if counted and counted.held_out is not None:
+        each = counted.held_out
+    elif name == "dpo":
+        each = 2 * section.max_length * (recipe.dpo.pairs.eval_prompts if recipe.dpo.pairs else 0)
+    else:
+        each = section.max_length * sum(task.valid_rows for task in recipe.tasks.values()) if name == "sft" else 0
+    return math.ceil(steps / section.eval_steps) * each
+
+
+def flops_per_token(recipe: Recipe, name: str, *, length: float, forward_only: bool = False) -> float:
     """2 for each weight forward and 2 back (frozen weights need no gradient of their own), 2 more when recomputed;
     DPO adds the reference's forward. Causal attention adds 2 x length x query width for each layer and pass.
     """
@@ -89,6 +114,8 @@ def flops_per_token(recipe: Recipe, name: str, *, length: float) -> float:
     weights = counts.linear + (counts.head or counts.embedding)
     attention = a.num_hidden_layers * length * a.num_attention_heads * a.head_dim
     recomputed = machine.device == "cuda" if machine.gradient_checkpointing is None else machine.gradient_checkpointing
+    if forward_only:
+        return 2 * weights + 2 * attention
     passes = 2 + bool(recomputed) + (name == "dpo")
     # Attention has no weights to be frozen: its backward costs two forwards.
     return passes * 2 * weights + (passes + 1) * 2 * attention
