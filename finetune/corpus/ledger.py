@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from finetune.corpus.records import write_line
+
 Item = TypeVar("Item")
 
 
@@ -22,7 +24,7 @@ class Reject:
     detail: str = ""
 
     def to_json(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False, sort_keys=True)
+        return write_line(vars(self))
 
 
 @dataclass

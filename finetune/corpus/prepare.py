@@ -4,7 +4,6 @@
 others are gone. The same documents, recipe and tokenizer give the same bytes, whatever the number of workers.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from finetune.artifacts import Artifact, Stage, clear
 from finetune.chat import ChatFormat
 from finetune.corpus import datasheet, tokens
 from finetune.corpus.preferences import count_sides, make_preferences
-from finetune.corpus.records import Mode
+from finetune.corpus.records import Mode, write_line
 from finetune.corpus.rows import drop_by_length, drop_duplicates, drop_markup, read, redact_personal, repair
 from finetune.corpus.settings import Config, Job, Sides
 from finetune.corpus.sides import build_tasks, check, split, take_general, take_sides
@@ -92,7 +91,7 @@ def write(
     tokens.write_sft(out / "sft_valid.parquet", rows["valid"])
     for part, pieces in text.items():
         tokens.write_text(out / f"text_{part}.parquet", pieces)
-    _lines(out / "general.jsonl", [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in general])
+    _lines(out / "general.jsonl", [write_line(row) for row in general])
     _lines(out / "rejects.jsonl", [reject.to_json() for reject in job.ledger.rejects])
     (out / "ledger.json").write_text(job.ledger.to_json(), encoding="utf-8")
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 Mode = Literal["plain", "think"]
 Message = dict[str, Any]
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 def mode_of(message: Message) -> Mode:
@@ -101,4 +102,9 @@ def _ordered(call: dict[str, Any]) -> dict[str, Any]:
 
 def _line(record: Any) -> str:
     # Keys keep their order: a template writes tools and arguments in it, and read back they must give the same tokens.
-    return json.dumps(asdict(record), ensure_ascii=False)
+    return write_line(asdict(record))
+
+
+def write_line(value: Any) -> str:
+    """One line of a .jsonl file, for readers that split at every line end that Unicode knows (str.splitlines)."""
+    return json.dumps(value, ensure_ascii=False).translate(_LINE_ENDS)

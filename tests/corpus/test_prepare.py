@@ -233,6 +233,19 @@ def test_filters_of_source_and_task_are_counted(corpus: Any) -> None:
     assert corpus.prepare().dropped()["where"] == 40 + 8
 
 
+def test_line_ends_of_unicode_inside_a_text_end_no_line(corpus: Any) -> None:
+    """JSON allows U+2028 in a text; str.splitlines, with which many read .jsonl, would tear the record."""
+    rows = orders_of(corpus)
+    ends = "a\u2028b\u2029c\x85d"
+    corpus.write_rows("orders.jsonl", [{**row, "text": f"{row['text']} {ends}"} for row in rows])
+    corpus.config["prepare"] = {"repair": {"enabled": False}}
+    made = corpus.prepare()
+    for name in ("train.jsonl", "test.jsonl", "general.jsonl", "rejects.jsonl"):
+        text = (made.out / name).read_text(encoding="utf-8")
+        assert len(text.splitlines()) == text.count("\n")
+    assert ends in Chat.from_json((made.out / "train.jsonl").read_text().splitlines()[0]).prompt[0]["content"]
+
+
 def test_a_changed_byte_changes_the_digest_of_the_documents(corpus: Any) -> None:
     sources = {"orders": Source(path="orders.jsonl")}
     before = find_documents(sources, corpus.root)
