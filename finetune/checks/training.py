@@ -66,6 +66,10 @@ def check_method(recipe: Recipe) -> Iterator[Problem]:
     if method.name == "lora" and method.bnb:
         yield Problem("method.bnb", method.bnb, "lora trains on the unquantised base", "method=qlora")
     yield from _check_start(recipe)
+    if lora.get("use_dora") and method.bnb and recipe.machine.layout == "zero3":
+        rule = "under ZeRO-3 asks PEFT to gather weights that bitsandbytes holds whole on every rank, which fails"
+        fix = "machine.layout=ddp machine.deepspeed=null, or method=lora"
+        yield Problem("method.lora.use_dora", True, rule, fix)
     if lora.get("bias") in ("all", "lora_only"):
         rule = "trains biases, which these models do not have"
         yield Problem("method.lora.bias", lora["bias"], rule, "method.lora.bias=none")
@@ -87,8 +91,6 @@ def _check_start(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(init, str):
         return
     rule = next((rule for name, rule in _STARTS.items() if init.lower().startswith(name)), None)
-    if rule and recipe.machine.layout == "zero3" and init.lower().startswith(("pissa", "olora")):
-        rule = "decomposes weights that ZeRO-3 has cut up (peft#1826)"
     if init == "orthogonal" and recipe.method.bnb:
         rule = "makes parameters in the number format of the weight, and 4-bit ones cannot be trained"
     if rule:

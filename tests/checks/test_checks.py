@@ -367,6 +367,10 @@ MACHINES = {
         {"machine.deepspeed.train_batch_size": 64}, "machine.deepspeed.train_batch_size", "train_batch_size=auto",
     ),
     "GPU of unknown memory": ({"machine.gpu_memory_gib": None}, "machine.gpu_memory_gib", "80"),
+    "DoRA on a 4-bit base under ZeRO-3": (
+        {"method.name": "qlora", "method.bnb": {"load_in_4bit": True}, "method.lora.use_dora": True},
+        "method.lora.use_dora", "machine.layout=ddp",
+    ),
     "PiSSA under ZeRO-3": (
         {"method.lora.init_lora_weights": "pissa"}, "method.lora.init_lora_weights", "init_lora_weights=true",
     ),
