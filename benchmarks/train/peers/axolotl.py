@@ -52,7 +52,8 @@ def documented(job: Job) -> Command:
         "lora_target_modules": ["gate_proj", "down_proj", "up_proj", "q_proj", "v_proj", "k_proj", "o_proj"],
         "gradient_accumulation_steps": 2, "micro_batch_size": 2, "num_epochs": 1, "optimizer": "adamw_8bit",
         "lr_scheduler": "cosine", "learning_rate": 0.0002, "bf16": "auto", "tf32": False,
-        "gradient_checkpointing": True, "logging_steps": 1, "flash_attention": True, "loss_watchdog_threshold": 5.0, "loss_watchdog_patience": 3,
+        "gradient_checkpointing": True, "logging_steps": 1, "flash_attention": True,
+        "loss_watchdog_threshold": 5.0, "loss_watchdog_patience": 3,
         "warmup_steps": 10, "evals_per_epoch": 4, "saves_per_epoch": 1, "weight_decay": 0.0,
     }
     return _written(keys, job)

@@ -21,7 +21,8 @@ def command(job: Job) -> Command:
         "lr_scheduler_type": "linear", "warmup_ratio": 0, "seed": 0, "logging_steps": 5, "report_to": "none",
         "torch_dtype": "bfloat16", "use_cpu": "true", "bf16": "false", "gradient_checkpointing": "false",
         "save_steps": n["steps"], "dataloader_num_workers": 0, "add_version": "false", "use_hf": "true",
-        "split_dataset_ratio": 0, "group_by_length": "true",
+        "split_dataset_ratio": 0, "group_by_length": "true" if job.kind == "sft" else "false",
+        "attn_impl": "eager",
     }
     if job.kind == "sft":
         keys["dataset"] = job.rows / "messages.jsonl"

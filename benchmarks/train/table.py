@@ -1,0 +1,115 @@
+"""The tables of README.md out of the committed results: no figure there is typed by hand.
+
+    python benchmarks/train/table.py [--write]
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+NAMES = {
+    "ours.direct": "ours, `python finetune/train.py`, PREPARE included",
+    "ours.launch": "ours, `accelerate launch`, PREPARE included",
+    "ours.prepared": "ours, PREPARE done before",
+    "trl.default": "TRL, defaults", "trl.best": "TRL, best",
+    "llamafactory.default": "LLaMA-Factory, defaults", "llamafactory.best": "LLaMA-Factory, best",
+    "axolotl.best": "axolotl, best", "ms-swift.best": "ms-swift, best",
+}
+BEGIN, END = "<!-- made by table.py from {file} -->", "<!-- end of {file} -->"
+
+
+def render(book: dict[str, Any]) -> str:
+    """Markdown: SFT, DPO, then each peer's documented command. Medians over repetitions, least and most in brackets."""
+    cells = book["cells"]
+    parts = [_facts(book)]
+    for title, shown in (
+        ("SFT", _timed(cells, "sft")),
+        ("DPO, 8 pairs a step", _timed(cells, "dpo")),
+        ("A peer's own documented configuration, up to its first step on this CPU", _documented(cells)),
+    ):
+        if shown:
+            parts += [f"**{title}**", shown]
+    return "\n\n".join(parts)
+
+
+def _facts(book: dict[str, Any]) -> str:
+    machine, cells = book["machine"], book["cells"]
+    whole = cells.get("whole", {})
+    dates = sorted({cell["date"] for cell in cells.values()})
+    return (
+        f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}, {machine['cores']} cores of {machine['cpu']}, "
+        f"{machine['threads']} threads, Python {machine['python']}. {whole.get('rows', '?')} rows, "
+        f"{whole.get('pairs', '?')} pairs. Held-out NLL of the untrained model: {whole['base']['nll']:.3f}."
+    )
+
+
+def _timed(cells: dict[str, Any], kind: str) -> str:
+    head = ["", "CPU s a step", "wall s a step", "start to first step, s", "peak RSS, MiB"]
+    if kind == "sft":
+        head[2:2] = ["supervised tokens a CPU s"]
+        head += ["held-out NLL"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, shown in NAMES.items():
+        runs = [cell for key, cell in cells.items() if key.startswith(f"{kind}/{name}/")]
+        if not runs:
+            continue
+        failed = next((cell["error"] for cell in runs if "error" in cell), None)
+        if failed:
+            lines.append([shown, f"failed: {failed}", *[""] * (len(head) - 2)])
+            continue
+        wanted = ["cpu_step", "wall_step", "first_step_s", "peak_mib"]
+        if kind == "sft":
+            wanted.insert(1, "supervised_per_cpu_s")
+        row = [shown, *(_spread([cell[key] for cell in runs if key in cell]) for key in wanted)]
+        if kind == "sft":
+            row.append(_nll(cells, name))
+        lines.append(row)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    digits = 0 if max(values) >= 100 else 1 if max(values) >= 10 else 2
+    middle, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} [{low}, {high}]" if len(values) > 1 else middle
+
+
+def _nll(cells: dict[str, Any], name: str) -> str:
+    if name.startswith("ours."):
+        found = cells.get("whole", {}).get("ours", {}).get("nll") if name == "ours.direct" else None
+    else:
+        found = cells.get(f"trained/{name}", {}).get("nll")
+    return f"{found:.3f}" if found is not None else ""
+
+
+def _documented(cells: dict[str, Any]) -> str:
+    lines = [["peer", "command", "a step?", "what it said"], ["---"] * 4]
+    for key, cell in cells.items():
+        if key.startswith("documented/"):
+            words = [Path(word).name if "/" in word else word for word in cell["command"][:3]]
+            says = (cell["error"] or "").replace("|", "\\|")
+            lines.append([key.partition("/")[2], f"`{' '.join(words)}`", "yes" if cell["first_step"] else "no", says])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
+
+
+def fill(page: str, results: Path) -> str:
+    """The page with every block between its two marks made again."""
+    for file in sorted(results.glob("*.json")):
+        begin, end = BEGIN.format(file=file.name), END.format(file=file.name)
+        if begin in page:
+            before, _, rest = page.partition(begin)
+            after = rest.partition(end)[2]
+            page = f"{before}{begin}\n{render(json.loads(file.read_text(encoding='utf-8')))}\n{end}{after}"
+    return page
+
+
+if __name__ == "__main__":
+    made = fill((HERE / "README.md").read_text(encoding="utf-8"), HERE / "results")
+    if "--write" in sys.argv:
+        (HERE / "README.md").write_text(made, encoding="utf-8")
+    else:
+        print(made)
