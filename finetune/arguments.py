@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from finetune import libraries
 from finetune.attention import attend_documents
 from finetune.collective import is_first
 from finetune.config.machine import Machine
@@ -44,6 +45,7 @@ def build(
     kind: str, run: Run, training: Training, machine: Machine, device: torch.device, *, seed: int, model: Model
 ) -> Any:
     """TRL's config object of class `kind` (SFTConfig or DPOConfig): the recipe's `trl` keys plus what we own."""
+    libraries.load(f"trl.trainer.{kind.removesuffix('Config').lower()}_trainer")
     import trl
 
     on_cpu = device.type == "cpu"

@@ -16,12 +16,18 @@ def load(*names: str) -> None:
     """Import torch, transformers, peft and `names`, then take all that was imported out of the collector's sight.
 
     Millions of objects are made that live for ever: each full collection walks through all of them for nothing.
+    wandb is hidden meanwhile: TRL would import it for a card of its own, and our tracker wants it after the first step.
     """
+    hidden = "wandb" not in sys.modules
     gc.disable()
+    if hidden:
+        leave_out(["wandb"])
     try:
         for name in (*_MODELS, *names):
             importlib.import_module(name)
     finally:
+        if hidden:
+            sys.modules.pop("wandb")
         gc.freeze()
         gc.enable()
 
@@ -29,8 +35,8 @@ def load(*names: str) -> None:
 def unused(*, bnb: bool, zero3: bool, optimizers: Sequence[str] = ()) -> list[str]:
     """Packages that PEFT and Accelerate would import only because they are installed.
 
-    bitsandbytes brings torch's compiler along (1.0 s), DeepSpeed 0.3 s. `optimizers` are the names asked of TRL, some
-    of which are bitsandbytes' own.
+    bitsandbytes brings torch's compiler along (1.0 s), DeepSpeed takes 0.3 s. `optimizers` are the names asked of TRL,
+    some of which are bitsandbytes' own.
     """
     foreign = any(not name.startswith("adamw_torch") for name in optimizers)
     return [name for name, used in (("bitsandbytes", bnb or foreign), ("deepspeed", zero3)) if not used]

@@ -13,7 +13,8 @@ import gc, json, sys
 from finetune.libraries import leave_out, load
 leave_out({names!r})
 load("trl.trainer.sft_trainer")
-loaded = [n for n in ("bitsandbytes", "deepspeed") if sys.modules.get(n)]
+loaded = [n for n in ("bitsandbytes", "deepspeed", "wandb") if sys.modules.get(n)]
+import wandb
 print(json.dumps([gc.isenabled(), gc.get_freeze_count() > 100_000, loaded]))
 """
 
