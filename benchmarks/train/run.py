@@ -47,6 +47,8 @@ def start(command: Command, folder: Path, *, stop: int | None) -> dict[str, Any]
     ticks = folder / "clock.jsonl"
     ticks.unlink(missing_ok=True)
     told = {**command.environment, "BENCH_CLOCK": str(ticks), "PYTHONPATH": str(ROOT / "benchmarks/train/probe")}
+    if command.at == ROOT:  # ours: the code of this tree, wherever the environment was made for
+        told["PYTHONPATH"] += f":{ROOT}"
     if stop is not None:
         told["BENCH_STOP"] = str(stop)
     with (folder / "output.txt").open("w") as output:
@@ -66,7 +68,7 @@ def start(command: Command, folder: Path, *, stop: int | None) -> dict[str, Any]
 def last_line(file: Path) -> str:
     lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
     errors = [line for line in lines if "Error" in line and ":" in line]
-    return (errors or [line for line in lines if line] or [""])[-1][:300]
+    return (errors or [line for line in lines if line] or [""])[-1][:300].replace(str(ROOT), ".")
 
 
 def work() -> Path:
@@ -126,7 +128,8 @@ def whole(name: str) -> dict[str, Any]:
     words = [PYTHON, str(ROOT / "finetune/train.py"), *ours.words(folder, "sft,dpo")]
     (work() / "whole.run").mkdir(parents=True, exist_ok=True)
     with (work() / "whole.run/output.txt").open("w") as output:
-        child = subprocess.Popen(words, cwd=ROOT, env=environment({}), stdout=output, stderr=subprocess.STDOUT)
+        here = environment({"PYTHONPATH": str(ROOT)})
+        child = subprocess.Popen(words, cwd=ROOT, env=here, stdout=output, stderr=subprocess.STDOUT)
         while child.poll() is None and not list(folder.glob("dpo-*/manifest.json")):
             time.sleep(1)
         child.terminate()  # what follows DPO is not measured here
