@@ -30,6 +30,8 @@ def headline(facts: Mapping[str, Any]) -> list[str]:
         f"  {rows['train']} training rows ({facts['tokens']['train']} tokens, {supervised['train']} supervised; "
         f"{facts['replay']['rows']} of them replay), {rows['valid']} for validation, {rows['test']} for the test"
     ]
+    if "think" in facts["modes"]["train"]:
+        lines.append("  by mode: " + ", ".join(f"{mode} {count}" for mode, count in facts["modes"]["train"].items()))
     if not rows["valid"]:
         lines.append("  no validation row: there will be no evaluation loss (raise prepare.split.valid)")
     if facts["personal"]:

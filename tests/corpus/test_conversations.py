@@ -9,6 +9,7 @@ from finetune.artifacts import Artifact
 from finetune.chat import IGNORED, ChatFormat
 from finetune.corpus import conversations
 from finetune.corpus.conversations import WrongConversationError, unify
+from finetune.corpus.datasheet import headline
 from finetune.corpus.records import Chat
 from finetune.errors import RecipeError
 from tests.corpus.conftest import WORDS, orders
@@ -172,7 +173,9 @@ def test_every_assistant_turn_is_one_example_in_its_own_mode(talking: Any) -> No
         seen.add((row["mode"], "<tool_call>" in text))
         assert record.messages[0] == {"role": "system", "content": "You mend machines."}
     assert seen == {("plain", False), ("think", False), ("plain", True)}
-    assert sum(made.facts["modes"]["train"].values()) == len(rows)
+    modes = made.facts["modes"]["train"]
+    assert sum(modes.values()) == len(rows)
+    assert f"  by mode: plain {modes['plain']}, think {modes['think']}" in headline(made.facts)
 
 
 def test_tools_and_arguments_keep_their_order_from_the_file_to_the_token(talking: Any) -> None:
