@@ -16,10 +16,8 @@ from tests.distributed.rank import ZERO3, inputs_in
 SMALL_TOO = {**ZERO3, "zero_optimization": {**ZERO3["zero_optimization"], "stage3_param_persistence_threshold": 0}}
 """By default DeepSpeed keeps parameters below 100,000 elements whole once gathered: all of the tiny model's."""
 WAYS: dict[str, dict[str, Any]] = {
-    "dora": {"use_dora": True},
+    "dora, checkpointing": {"use_dora": True, "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"down_proj": 2}},
     "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
-    "ranks of their own": {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"down_proj": 2}},
-    "checkpointing": {},
     "checkpointing, NF4 base": {},
 }
 
