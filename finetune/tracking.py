@@ -123,6 +123,7 @@ class Tracker:
     def _work(self, start: Callable[[], Any]) -> None:
         self._wanted.wait()
         try:
+            import wandb
             from wandb.errors import Error
             from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
             from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
@@ -137,6 +138,7 @@ class Tracker:
             while (order := self._orders.get()) is not None:
                 order(run)
             run.finish()
+            wandb.teardown()  # its service writes the end of the file after finish() has returned
         except (*theirs, OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
             self._give_up(error)
 
