@@ -21,7 +21,10 @@ from finetune.errors import RecipeError
 from tests import tiny
 
 ZERO3 = {
-    "zero_optimization": {"stage": 3, "overlap_comm": False, "contiguous_gradients": True},
+    "zero_optimization": {
+        "stage": 3, "overlap_comm": False, "contiguous_gradients": True,
+        "stage3_param_persistence_threshold": 0,  # else a model so small is gathered once
+    },
     "gradient_clipping": "auto", "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto", "bf16": {"enabled": "auto"},
 }
