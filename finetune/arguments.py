@@ -1,5 +1,6 @@
 """From a recipe's training section and a machine to TRL's config object, and the last touches on a built trainer."""
 
+import os
 import sys
 from typing import Any
 
@@ -49,7 +50,6 @@ def build(
     import trl
 
     on_cpu = device.type == "cpu"
-    checkpointing = machine.gradient_checkpointing
     keys: dict[str, Any] = {
         "output_dir": str(run.work),
         "max_steps": run.steps,
@@ -59,7 +59,7 @@ def build(
         "use_cpu": on_cpu,
         # Weights are loaded in model.dtype and stay there; autocast only where the device gains by it.
         "bf16": model.dtype == "bfloat16" and (not on_cpu or machine.layout == "zero3"),
-        "gradient_checkpointing": not on_cpu if checkpointing is None else checkpointing,
+        "gradient_checkpointing": bool(machine.gradient_checkpointing),  # null never gets here: memory.settle decides
         "max_length": training.max_length,
         "save_strategy": "steps",
         "save_steps": training.save_steps,
@@ -73,6 +73,8 @@ def build(
         "disable_tqdm": not (sys.stderr.isatty() and is_first()),
         "deepspeed": machine.deepspeed if machine.layout == "zero3" else None,
     }
+    # Where bf16 is off the Trainer takes what `accelerate launch` left here, and autocast would change the result.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if keys["bf16"] else "no"
     theirs = {key: value for key, value in training.trl.items() if key != "num_train_epochs"}
     assert not set(keys) & set(theirs), f"checks.py refuses {sorted(set(keys) & set(theirs))}"
     try:

@@ -42,6 +42,7 @@ CHANGES = {
     # Where and how fast a thing ran.
     "machine.threads=1": "",
     "machine.per_device_batch_size=1": "",
+    "machine.gradient_checkpointing=true": "",
     "machine=cpu_zero3x2": "",
     "tracking=disabled": "",
     "work=elsewhere": "",

@@ -26,7 +26,7 @@ class Machine(Section):
     per_device_batch_size: Positive | None = None
     """null: the largest that the planner says fits."""
     gradient_checkpointing: bool | None = None
-    """null: on for CUDA, off for CPU."""
+    """Recompute activations; null: only where that batch does not fit without, which costs about a third more."""
     threads: Positive | None = None
     """CPU threads of each process; null: cores divided by local processes."""
     tflops: Annotated[float, Field(gt=0)] | None = None

@@ -70,6 +70,8 @@ class Plan:
     """Peak bytes of SCORE and PAIRS, one process on one device."""
     usable: int
     """Bytes of one device that a run may use."""
+    kept_peak: int
+    """Peak of one device with the same batch if no activation were recomputed, by the recipe's limits."""
     host: int
     """Peak bytes of host memory on the first node."""
     host_usable: int
@@ -106,13 +108,21 @@ class Plan:
     def peak(self) -> int:
         return max(self.generation, *(stage.bytes.peak for stage in self.stages))
 
+    @property
+    def checkpointing(self) -> str:
+        """Whether activations are recomputed, and why."""
+        needs, room, on = self.kept_peak / GIB, _ROOMY * self.usable / GIB, bool(self.machine.gradient_checkpointing)
+        choice = ("on" if on else "off") + (", as it was set" if on == (needs <= room) else "")
+        return f"{choice}: this batch needs {needs:,.1f} GiB without, {room:,.1f} may be filled"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, bytes as numbers of bytes; docs/planning.md names every key, and a test holds both together."""
         plain = asdict(self)
         plain["machine"] = self.machine.model_dump(mode="json")
         for stage, row in zip(self.stages, plain["stages"], strict=True):
             row["bytes"] |= {"training": stage.bytes.training, "peak": stage.bytes.peak}
-        totals = {"fits": self.fits, "peak": self.peak, "per_device_batch_size": self.per_device_batch_size}
+        totals = {"fits": self.fits, "peak": self.peak, "checkpointing": self.checkpointing}
+        totals |= {"per_device_batch_size": self.per_device_batch_size}
         return {"schema_version": "1", **plain, **totals}
 
     def render(self) -> str:
@@ -122,23 +132,35 @@ class Plan:
 
 
 def settle(recipe: Recipe, here: Here, *, launched: int | None = None) -> Recipe:
-    """The recipe with its machine made concrete, per-device batch included: what every stage then runs with.
+    """The recipe with its machine made concrete, batch and recomputation included: what every stage then runs with.
 
     `launched` is the number of processes the launcher started, None when only planning.
     """
     machine = resolve_machine(recipe.machine, here, launched=launched)
     if recipe.machine.device == "auto" and machine.layout == "ddp" and not _holds(recipe, machine):
         machine = resolve_machine(recipe.machine, here, launched=launched, sharded=True)
+    return recipe.model_copy(update={"machine": _decided(recipe, machine)})
+
+
+def _decided(recipe: Recipe, machine: Machine) -> Machine:
+    """First the largest batch that fits at all, then no recomputation where that same batch fits without.
+
+    A smaller batch that does without would mean more forwards in a step: most rows are far shorter than the limit that
+    bytes are counted with, so each is paid in full, and under ZeRO-3 each gathers all weights.
+    """
     if machine.per_device_batch_size is None:
-        machine = machine.model_copy(update={"per_device_batch_size": fitting_batch(recipe, machine)})
-    return recipe.model_copy(update={"machine": machine})
+        machine = machine.model_copy(update={"per_device_batch_size": _fitting_batch(recipe, machine)})
+    if machine.gradient_checkpointing is None:
+        roomy = _kept_peak(recipe, machine) <= _ROOMY * usable_bytes(machine)
+        machine = machine.model_copy(update={"gradient_checkpointing": not roomy})
+    return machine
 
 
 def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Plan:
     """Add everything up for a recipe whose machine is resolved; `planner.plan` then says what is wrong with it."""
-    machine, model, method = recipe.machine, recipe.model, recipe.method
-    batch = machine.per_device_batch_size or fitting_batch(recipe, machine)
-    stages = tuple(_stage(recipe, machine, name, batch, (counted or {}).get(name)) for name in recipe.stages)
+    machine, model, method = _decided(recipe, recipe.machine), recipe.model, recipe.method
+    recipe = recipe.model_copy(update={"machine": machine})
+    stages = tuple(_stage(recipe, name, (counted or {}).get(name)) for name in recipe.stages)
     hours = [stage.hours for stage in stages if stage.hours is not None]
     total_hours = sum(hours) if len(hours) == len(stages) else None
     price = machine.usd_per_gpu_hour
@@ -156,6 +178,7 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
         stages=stages,
         generation=generation,
         usable=usable_bytes(machine),
+        kept_peak=_kept_peak(recipe, machine),
         host=_host(machine, stages, generation, whole),
         host_usable=round((machine.host_memory_gib or 0) * GIB),
         save_peak=adapter * DTYPE_BYTES[model.dtype],
@@ -178,7 +201,7 @@ def usable_bytes(machine: Machine) -> int:
     return max(0, round((machine.host_memory_gib or 0) * GIB * (1 - _GAPS) / local))
 
 
-def fitting_batch(recipe: Recipe, machine: Machine) -> int:
+def _fitting_batch(recipe: Recipe, machine: Machine) -> int:
     """The largest per-device batch that divides every stage's batch and fits; 1 when nothing does."""
     batches = [_section(recipe, name).batch_size for name in recipe.stages]
     largest = max(1, min(batches) // machine.batches)
@@ -193,19 +216,23 @@ def _holds(recipe: Recipe, machine: Machine) -> bool:
     return _peak(recipe, machine, 1) <= usable_bytes(machine)
 
 
+def _kept_peak(recipe: Recipe, machine: Machine) -> int:
+    kept = machine.model_copy(update={"gradient_checkpointing": False})
+    return _peak(recipe, kept, machine.per_device_batch_size or 1)
+
+
 def _peak(recipe: Recipe, machine: Machine, batch: int) -> int:
     return max(_bytes(recipe, machine, name, batch).peak for name in recipe.stages)
 
 
 def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int, length: int | None = None) -> DeviceBytes:
-    cuda = machine.device == "cuda"
     return device_bytes(
         recipe.model,
         recipe.method,
         layout=machine.layout,
         processes=machine.processes,
-        cuda=cuda,
-        checkpointing=cuda if machine.gradient_checkpointing is None else machine.gradient_checkpointing,
+        cuda=machine.device == "cuda",
+        checkpointing=machine.gradient_checkpointing is not False,  # not decided: what is needed at least
         rows=batch,
         # Ranks that share a row have a slice of its tokens, and in attention all tokens of a slice of the heads.
         length=-(-(length or _section(recipe, name).max_length) // machine.sequence_parallel),
@@ -214,8 +241,9 @@ def _bytes(recipe: Recipe, machine: Machine, name: str, batch: int, length: int 
     )
 
 
-def _stage(recipe: Recipe, machine: Machine, name: str, batch: int, counted: Counted | None) -> StagePlan:
-    section = _section(recipe, name)
+def _stage(recipe: Recipe, name: str, counted: Counted | None) -> StagePlan:
+    section, machine = _section(recipe, name), recipe.machine
+    batch = machine.per_device_batch_size or 1
     work: Work = count_work(recipe, name, counted)
     known = () if counted is None else tuple(key for key, value in asdict(counted).items() if value is not None)
     length = longest(recipe, name, counted)
@@ -265,7 +293,7 @@ def _host(machine: Machine, stages: tuple[StagePlan, ...], generation: int, whol
 
 
 def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:
-    """The same machine with LoRA on bf16 or NF4 weights, replicated or sharded: what each holds at its peak."""
+    """The same machine with LoRA on bf16 or NF4 weights, replicated or sharded: what each holds at least."""
     if machine.processes == 1:
         return ()
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -274,7 +302,7 @@ def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:
     for method, bnb in (("lora", None), ("qlora", recipe.method.bnb or nf4)):
         changed = recipe.model_copy(update={"method": recipe.method.model_copy(update={"name": method, "bnb": bnb})})
         for layout in layouts:
-            other = machine.model_copy(update={"layout": layout})
+            other = machine.model_copy(update={"layout": layout, "gradient_checkpointing": None})
             peak = _peak(changed, other, 1)
             found.append(Option(method, layout, peak / GIB, peak <= usable_bytes(machine), _note(method, layout)))
     return tuple(found)

@@ -52,7 +52,7 @@ def here(work: Path | None = None) -> Here:
 def resolve_machine(
     machine: Machine, here: Here, *, launched: int | None = None, sharded: bool | None = None
 ) -> Machine:
-    """Fill in what the machine file leaves open: device, processes, layout, memory, threads, checkpointing.
+    """Fill in what the machine file leaves open and no recipe decides: device, processes, layout, memory, threads.
 
     `launched` is the number of processes that the launcher started (None: planning only); `sharded` says whether
     several GPUs share one copy of the weights (ZeRO-3) or hold one each (DDP; the default).
@@ -69,8 +69,6 @@ def resolve_machine(
         changes |= {"gpu": machine.gpu or smallest.name, "gpu_memory_gib": smallest.memory_gib}
         changes |= {"tflops": machine.tflops or peak_tflops(smallest.name)}
     changes |= {"host_memory_gib": machine.host_memory_gib or here.memory_gib}
-    if machine.gradient_checkpointing is None:
-        changes |= {"gradient_checkpointing": device == "cuda"}
     if machine.threads is None:
         local = -(-int(str(changes.get("processes", machine.processes))) // machine.nodes)
         changes |= {"threads": max(1, here.cores // local)}

@@ -20,6 +20,8 @@ from finetune.memory.work import Counted, StageState
 # Beyond these, training on a CPU is a mistake: nobody means to download 65 GB for that.
 _LONGEST_HOURS_ON_CPU = 72.0
 _MOST_PARAMETERS_ON_CPU = 8_000_000_000
+# What `settle` decides for a model on a machine.
+_OPEN: dict[str, Any] = {"per_device_batch_size": None, "gradient_checkpointing": None}
 
 
 def plan(
@@ -85,7 +87,7 @@ def _instead(recipe: Recipe) -> list[str]:
                 drop = " machine.deepspeed=null" if option.layout == "ddp" and recipe.machine.deepspeed else ""
                 words.append(f"{start} method={option.method} machine.layout={option.layout}{drop}")
     if (parts := _sharing(recipe)) > 1:
-        changed = recipe.machine.model_copy(update={"sequence_parallel": parts, "per_device_batch_size": None})
+        changed = recipe.machine.model_copy(update={"sequence_parallel": parts, **_OPEN})
         if not _lacks(measure(recipe.model_copy(update={"machine": changed})), None):
             stages = f"'stages=[{','.join(recipe.stages)}]'"
             where = f"model={recipe.model.key} method={recipe.method.name} machine={recipe.machine.name}"
@@ -167,8 +169,8 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unsettled(recipe: Recipe) -> Recipe:
-    """With the per-device batch left to the planner again: the one that was found belongs to another model."""
-    return recipe.model_copy(update={"machine": recipe.machine.model_copy(update={"per_device_batch_size": None})})
+    """With batch and recomputation left to the planner again: those that were found belong to another model."""
+    return recipe.model_copy(update={"machine": recipe.machine.model_copy(update=_OPEN)})
 
 
 def _gib(count: float) -> str:

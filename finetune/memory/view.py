@@ -48,6 +48,7 @@ def render(plan: Plan) -> str:
         _line("hours", [_hours(stage) for stage in plan.stages]),
         "",
         f"score, pairs  {_gib(plan.generation)} on one {where}, one process",
+        f"checkpointing {plan.checkpointing}",
         f"host memory   {_gib(plan.host)} of {_gib(plan.host_usable)}; saving gathers the adapter only "
         f"({_gib(plan.save_peak)})",
         f"disk          {_gib(sum(plan.disk.values()))}: "
@@ -57,7 +58,7 @@ def render(plan: Plan) -> str:
     if plan.progress:
         lines.append(f"stages        {_progress(plan)}")
     if plan.options:
-        lines += ["", "ways to lay it out, one row on each GPU:"]
+        lines += ["", "ways to lay it out, one row on each GPU, activations recomputed:"]
         lines += [
             f"  {'*' if (o.method, o.layout) == (plan.method, machine.layout) else ' '} {o.method:<5} {o.layout:<5} "
             f"{o.gib:7.1f} GiB  {'fits' if o.fits else 'too big':<7}  {o.note}"

@@ -113,10 +113,9 @@ def flops_per_token(recipe: Recipe, name: str, *, length: float, forward_only: b
     counts = parameters(a)
     weights = counts.linear + (counts.head or counts.embedding)
     attention = a.num_hidden_layers * length * a.num_attention_heads * a.head_dim
-    recomputed = machine.device == "cuda" if machine.gradient_checkpointing is None else machine.gradient_checkpointing
     if forward_only:
         return 2 * weights + 2 * attention
-    passes = 2 + bool(recomputed) + (name == "dpo")
+    passes = 2 + bool(machine.gradient_checkpointing) + (name == "dpo")
     # Attention has no weights to be frozen: its backward costs two forwards.
     return passes * 2 * weights + (passes + 1) * 2 * attention
 

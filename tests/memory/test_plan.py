@@ -10,7 +10,7 @@ import pytest
 
 from finetune.checks import check
 from finetune.config import load
-from finetune.memory import Counted, Gpu, Here, StageState, here, plan, resolve_machine, settle
+from finetune.memory import Counted, Gpu, Here, StageState, here, plan, settle
 from finetune.memory.machines import GIB
 
 LAPTOP = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=500.0)
@@ -75,7 +75,8 @@ def test_an_offloaded_optimiser_is_held_by_the_host_too():
 
 
 def test_devices_that_share_the_tokens_of_a_row_hold_their_part_of_the_activations():
-    words = ("model=qwen3_32b", "machine=h100x8_ulysses", "stages=[sft]", "machine.per_device_batch_size=1")
+    recomputed = ("machine.per_device_batch_size=1", "machine.gradient_checkpointing=true")
+    words = ("model=qwen3_32b", "machine=h100x8_ulysses", "stages=[sft]", *recomputed)
     parts, whole = planned(*words).stages[0], planned(*words, "machine.sequence_parallel=1").stages[0]
     sp = _loaded(words).machine.sequence_parallel
     assert sp > 1
@@ -221,9 +222,36 @@ def test_the_per_device_batch_divides_every_stage_and_is_the_largest_that_fits()
 
 
 def test_a_resolved_machine_leaves_nothing_open():
-    machine = resolve_machine(_loaded(("model=smollm2_135m",)).machine, LAPTOP)
+    machine = settle(_loaded(("model=smollm2_135m",)), LAPTOP).machine
     assert (machine.device, machine.processes, machine.threads, machine.gradient_checkpointing) == ("cpu", 1, 2, False)
     assert machine.host_memory_gib == 24.0
+    assert machine.per_device_batch_size == 8
+
+
+def test_activations_are_recomputed_only_where_the_same_batch_does_not_fit_without():
+    """Recomputing costs about a third more compute; a smaller batch more forwards, each with its gathers."""
+    words = ("model=smollm2_135m", "machine.processes=1", "machine.device=cuda", "stages=[sft]")
+    for gib, on in ((4.0, True), (5.0, True), (6.0, False), (80.0, False)):  # 5: fits without, and leaves no tenth
+        one = Here(gpus=(Gpu("a card", gib),), cores=8, memory_gib=64.0, disk_free_gib=500.0)
+        found = planned(*words, on=one)
+        asked = planned(*words, "machine.gradient_checkpointing=true", on=one)
+        assert found.machine.gradient_checkpointing is on, found.checkpointing
+        assert found.checkpointing.startswith("on: " if on else "off: ")
+        assert found.checkpointing in found.render()
+        assert found.fits
+        assert found.per_device_batch_size == asked.per_device_batch_size
+        assert found.kept_peak == asked.kept_peak > asked.peak
+        assert (found.kept_peak <= 0.9 * found.usable) is not on
+        assert ("as it was set" in asked.checkpointing) is not on
+    assert planned("model=qwen3_32b", "machine=a100x8").machine.gradient_checkpointing is True
+
+
+def test_a_cpu_recomputes_by_the_same_rule():
+    small = Here(gpus=(), cores=2, memory_gib=4.0, disk_free_gib=500.0)
+    words = ("model=smollm2_135m", "machine=cpu", "stages=[sft]")
+    assert planned(*words, on=small).machine.gradient_checkpointing is True
+    assert planned(*words).machine.gradient_checkpointing is False
+    assert planned(*words, "machine.gradient_checkpointing=false", on=small).machine.gradient_checkpointing is False
 
 
 def test_this_machine_is_seen_without_torch():
