@@ -48,8 +48,6 @@ class DeviceBytes:
     gradients: int
     optimiser: int
     """AdamW: two moments in float32, under ZeRO-3 also float32 master weights; for the adapter only."""
-    reference: int
-    """DPO's frozen copy of the adapter it starts from."""
     buffers: int
     """ZeRO-3: what is gathered at one time, the reduce bucket; DDP: gradient buckets; 4-bit: one layer unpacked."""
     activations: int
@@ -121,7 +119,6 @@ def device_bytes(
         adapter=adapter,
         gradients=adapter,
         optimiser=0 if away else optimiser,
-        reference=adapter if preference else 0,
         buffers=_buffers(a, size, trained, method, layout, deepspeed, cuda),
         activations=activations,
         logits=_lean_logits(a, tokens, size) if lean else _logits(a, tokens, size, cuda),

@@ -9,7 +9,6 @@ _ROWS = (
     ("adapter", "adapter"),
     ("gradients", "gradients"),
     ("optimiser", "optimiser (AdamW)"),
-    ("reference", "DPO reference"),
     ("buffers", "gather and bucket buffers"),
     ("activations", "activations"),
     ("logits", "logits"),
