@@ -126,13 +126,14 @@ def ready(words: Sequence[str], config_dir: Path | None = None, *, elsewhere: bo
 
     recipe = load(words, config_dir=config_dir)
     found = here(Path(recipe.work))
+    launched = None if elsewhere else world()
     if elsewhere and recipe.machine.device == "cuda":
         asked, problems = None, [*check(recipe), *check_writable(Path(recipe.work))]
     else:
-        asked, problems = found, check(recipe, here=found, launched=world())
+        asked, problems = found, check(recipe, here=found, launched=launched)
     if problems:
         raise RecipeError(problems)
-    recipe = settle(recipe, found, launched=world() if asked else None)
+    recipe = settle(recipe, found, launched=launched)
     planned = plan(recipe, here=asked)
     if not planned.fits:
         if is_first():

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.errors import RecipeError
-from finetune.memory import Here
+from finetune.memory import Gpu, Here
 from finetune.train import ready, split_config_dir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +70,19 @@ def test_preparing_needs_no_gpu_for_a_machine_that_has_them(tmp_path: Path, monk
         ready(["recipe=legal", "machine=cpu", f"work={tmp_path}"], elsewhere=True)
     with pytest.raises(RecipeError, match="cannot be written"):
         ready(["recipe=legal", "machine=a100x8", "work=/proc/finetune"], elsewhere=True)
+
+
+def test_preparing_alone_is_checked_for_the_machine_and_not_for_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Here(gpus=(Gpu("A100-80GB", 80.0),) * 8, cores=64, memory_gib=1024.0, disk_free_gib=1000.0)
+    monkeypatch.setattr("finetune.memory.here", lambda work: node)
+    words = ["recipe=legal", "model=smollm2_135m", "machine=auto", f"work={tmp_path}"]
+    assert ready(words, elsewhere=True).machine.processes == 8
+    with pytest.raises(RecipeError, match="one process sees 8 GPUs"):
+        ready(words)
+    words = ["recipe=legal", "model=tiny_qwen3", "machine=cpu_zero3x2", f"work={tmp_path}"]
+    assert ready(words, elsewhere=True).machine.processes == 2
 
 
 def test_without_a_gpu_the_main_job_shows_the_plan_and_what_to_type_instead(tmp_path: Path) -> None:

@@ -115,8 +115,9 @@ def check_launcher(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[P
         fix = "use an accelerate config without fsdp_config, and machine.layout=zero3 to share the weights"
         yield Problem("accelerate launch", "FSDP", "is no layout of this toolkit", fix)
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16"):
-        yield Problem("accelerate launch", precision, "model.dtype decides the precision", "--mixed_precision no")
+    if precision not in ("no", "bf16" if recipe.model.dtype == "bfloat16" else "no"):
+        rule = f"model.dtype={recipe.model.dtype} decides the precision"
+        yield Problem("accelerate launch", precision, rule, "--mixed_precision no")
 
 
 def check_presence(recipe: Recipe, here: Here, launched: int | None) -> Iterator[Problem]:
@@ -131,3 +132,7 @@ def check_presence(recipe: Recipe, here: Here, launched: int | None) -> Iterator
         # accelerate starts one CPU process whatever number it is asked for, with exit code 0.
         start = "torchrun --nproc_per_node" if machine.device == "cpu" else "accelerate launch --num_processes"
         yield Problem("machine", machine.name, rule, f"{start} {local} finetune/train.py recipe={recipe.name} ...")
+    elif launched == 1 and machine.device == "cuda" and len(here.gpus) > 1:
+        rule = f"one process sees {len(here.gpus)} GPUs and trains on one"
+        start = f"accelerate launch --num_processes {len(here.gpus)} finetune/train.py recipe={recipe.name} ..."
+        yield Problem("machine", machine.name, rule, f"CUDA_VISIBLE_DEVICES=0 before the command, or {start}")

@@ -35,17 +35,20 @@ _OWNED_TRL: Mapping[str, str] = {
     "logging_steps": "set {stage}.log_steps",
     "save_strategy": "set {stage}.save_steps",
     "eval_strategy": "set {stage}.eval_steps",
+    "eval_on_start": "set {stage}.eval_steps",
     "logging_strategy": "set {stage}.log_steps",
     "per_device_train_batch_size": "set machine.per_device_batch_size",
     "per_device_eval_batch_size": "set machine.per_device_batch_size",
     "gradient_accumulation_steps": "set {stage}.batch_size: accumulation is what is left of it",
     "auto_find_batch_size": "leave machine.per_device_batch_size empty: the planner finds the one that fits",
     "train_sampling_strategy": "drop it: rows are ordered by us, the same order after every resume",
+    "shuffle_dataset": "drop it: rows are ordered by us, the same order after every resume",
     "logging_nan_inf_filter": "drop it: a loss that is not a number stops the run",
     "dataloader_pin_memory": "drop it: it follows the device",
     "disable_tqdm": "drop it: progress is shown on a terminal and nowhere else",
     "seed": "set seed",
     "data_seed": "set seed",
+    "average_tokens_across_devices": "drop it: a step's loss is the mean over the tokens of all processes",
     "full_determinism": "drop it: equal seeds already give equal bytes",
     "bf16": "set model.dtype",
     "fp16": "set model.dtype",
@@ -82,6 +85,7 @@ _OWNED_TRL: Mapping[str, str] = {
     "dataset_text_field": f"drop it: {_PREPARED}",
     "dataset_kwargs": f"drop it: {_PREPARED}",
     "dataset_num_proc": f"drop it: {_PREPARED}",
+    "chat_template_path": f"drop it: {_PREPARED}",
     "completion_only_loss": f"drop it: {_PREPARED}",
     "assistant_only_loss": f"drop it: {_PREPARED}",
     "remove_unused_columns": f"drop it: {_PREPARED}",
@@ -96,6 +100,8 @@ _OWNED_TRL: Mapping[str, str] = {
     "save_only_model": f"drop it: {_RESUME}",
     "enable_jit_checkpoint": f"drop it: {_RESUME}",
     "save_total_limit": f"drop it: {_RESUME}",
+    "save_on_each_node": f"drop it: {_RESUME}",
+    "trust_remote_code": "drop it: code out of a model folder is never run",
     "push_to_hub": f"drop it: {_HANDED}",
     "hub_model_id": f"drop it: {_HANDED}",
     "hub_token": f"drop it: {_HANDED}",
@@ -185,7 +191,8 @@ def _check_section(
     for key, value in section.items():
         place = f"{path}.{key}"
         if key in owned:
-            yield Problem(place, value, "is set by the toolkit", owned[key].format(stage=stage))
+            shown = None if key == "hub_token" else value  # an error stands in the logs of a job
+            yield Problem(place, shown, "is set by the toolkit", owned[key].format(stage=stage))
         elif key not in known:
             former = _FORMER.get(key)
             fix = f"use {former.format(stage=stage)}" if former else suggest(key, sorted(known))

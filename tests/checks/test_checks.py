@@ -306,7 +306,8 @@ THINKING = ("model=tiny_qwen3", "machine=cpu")
 def test_a_task_of_whole_conversations_takes_everything_from_them():
     assert problems(TALK) == []
     problem = only({**TALK, "tasks.place.answer": "{text}"})
-    assert (problem.path, problem.rule) == ("tasks.place.answer", "comes from the conversations of tasks.place.messages")
+    assert problem.path == "tasks.place.answer"
+    assert problem.rule == "comes from the conversations of tasks.place.messages"
 
 
 def test_a_mix_needs_tasks_of_both_modes():
@@ -397,6 +398,7 @@ def test_nodes_that_do_not_divide_the_processes_are_refused():
         (LARGE, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
         (LARGE, {"ACCELERATE_USE_FSDP": "true"}),
         (LARGE, {"ACCELERATE_MIXED_PRECISION": "fp16"}),
+        (("model=tiny_qwen3", "machine=cpu"), {"ACCELERATE_MIXED_PRECISION": "bf16"}),
     ],
 )
 def test_a_second_owner_in_the_accelerate_config_is_refused(words, environment):
@@ -439,6 +441,33 @@ def test_a_launcher_with_another_number_of_processes_is_refused():
     problem = only({}, LARGE, here=EIGHT, launched=4)
     assert "wants 8 processes, 4 were started" in problem.rule
     assert "accelerate launch --num_processes 8" in problem.fix
+
+
+def test_one_process_that_sees_several_gpus_is_told_how_to_use_them():
+    """The Trainer would put the model into nn.DataParallel, and TRL refuses that after everything was loaded."""
+    words = ("model=smollm2_135m", "machine=auto")
+    problem = only({}, words, here=EIGHT, launched=1)
+    assert "one process sees 8 GPUs" in problem.rule
+    assert "CUDA_VISIBLE_DEVICES=0" in problem.fix
+    assert "accelerate launch --num_processes 8" in problem.fix
+    assert problems({}, words, here=EIGHT, launched=8) == []
+    assert problems({}, words, here=EIGHT) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("average_tokens_across_devices", False), ("chat_template_path", "other/model"), ("shuffle_dataset", True),
+        ("eval_on_start", True), ("save_on_each_node", True), ("trust_remote_code", True),
+    ],
+)
+def test_a_key_that_would_change_the_data_the_loss_or_what_is_saved_is_refused(key, value):
+    problem = only({f"sft.trl.{key}": value})
+    assert (problem.path, problem.rule) == (f"sft.trl.{key}", "is set by the toolkit")
+
+
+def test_a_token_is_not_repeated_in_an_error():
+    assert only({"sft.trl.hub_token": "hf_secret"}).value is None
 
 
 def test_a_cpu_machine_of_two_processes_is_started_with_torchrun():
