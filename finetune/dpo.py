@@ -72,7 +72,6 @@ def run(
     epochs = training.epochs
     steps = steps_of(len(rows), batch_size=training.batch_size, epochs=epochs, max_steps=training.max_steps)
     order = plan_order([_length(row) for row in rows], batch_size=training.batch_size, steps=steps, seed=settings.seed)
-    device = device_of(machine)
     layout = arguments.layout_of(machine, training.batch_size, "dpo")
     numbered = [{**pair, "row": row} for row, pair in enumerate([*rows, *(p for p in pairs if p["held_out"])])]
     this = loop.Run(
@@ -80,8 +79,9 @@ def run(
         row_ids=[pair["id"] for pair in numbered], tracker=tracker, say=say,
     )
     trl_config = arguments.build(
-        "DPOConfig", this, training, machine, device, seed=settings.seed, model=settings.model
+        "DPOConfig", this, training, machine, device_of(machine), seed=settings.seed, model=settings.model
     )
+    device = trl_config.device  # device_of() names the first GPU until the config has joined the ranks
     if (done := loop.finished(out)) is not None:
         return {**done, "timings": timings}
     checkpoint = loop.find_start(this)

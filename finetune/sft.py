@@ -121,21 +121,21 @@ def _train(
 
     plan = plan_batches(lengths, training, seed=settings.seed)
     steps = len(plan) // training.batch_size
-    device = device_of(machine)
     layout = arguments.layout_of(machine, training.batch_size, name)
     this = loop.Run(
         name=name, out=out, layout=layout, steps=steps, eval_steps=training.eval_steps, log_steps=training.log_steps,
         row_ids=rows["id"], tracker=tracker, say=say,
     )
     trl_config = arguments.build(
-        "SFTConfig", this, training, machine, device, seed=settings.seed, model=settings.model
+        "SFTConfig", this, training, machine, device_of(machine), seed=settings.seed, model=settings.model
     )
     if (done := loop.finished(out)) is not None:
         return {**done, "timings": {"load": 0.0, "train": 0.0}}
     trl_config.dataset_kwargs = {"skip_prepare_dataset": True}
     checkpoint = loop.find_start(this)
     if checkpoint is None or step_of(checkpoint) < steps:
-        model = load_base(base, settings.model, settings.method, device=device)
+        # Not device_of(): before the config has joined the ranks, every process takes the first GPU for its own.
+        model = load_base(base, settings.model, settings.method, device=trl_config.device)
         adapted = find_start_of_adapter(model, settings.method, start, seed=settings.seed, machine=machine)
         this.facts = {
             "supervised_tokens": sum(

@@ -51,6 +51,23 @@ def test_the_collator_neither_drops_nor_shifts_a_label(prepared: Artifact) -> No
     assert batch["row"].tolist() == [3, 0, 7]
 
 
+def test_the_base_is_loaded_on_the_device_that_the_config_found(
+    tmp_path: Path, base: Artifact, prepared: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several GPUs every process takes the first one for its own until the config has joined the ranks."""
+    asked: list[torch.device] = []
+
+    def look(*_: Any, device: torch.device) -> None:
+        asked.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr(sft, "device_of", lambda machine: torch.device("cpu", 5))
+    monkeypatch.setattr(sft, "load_base", look)
+    with pytest.raises(InterruptedError):
+        train(tmp_path, base, prepared)
+    assert asked == [torch.device("cpu")]
+
+
 def test_the_first_loss_is_the_mean_over_exactly_our_labels(tmp_path: Path, base: Artifact, prepared: Artifact) -> None:
     """The trainer's loss of step 1 against a loop written here, from the parquet file and the bare base model."""
     method = {"name": "lora", "lora": {"r": 4, "target_modules": "all-linear"}}
