@@ -54,6 +54,10 @@ def check_layout(recipe: Recipe) -> Iterator[Problem]:
     if "optimizer" in deepspeed:
         rule = "builds a fused optimiser for minutes; the adapter is small"
         yield Problem("machine.deepspeed.optimizer", "{...}", rule, f"drop it, and set {recipe.stages[-1]}.trl.optim")
+    if "scheduler" in deepspeed:
+        rule = "would take the place of the recipe's learning rate schedule, and no stage would know"
+        fix = f"drop it, and set {recipe.stages[-1]}.trl.lr_scheduler_type"
+        yield Problem("machine.deepspeed.scheduler", "{...}", rule, fix)
     if deepspeed.get("fp16", {}).get("enabled"):
         yield Problem("machine.deepspeed.fp16", "{...}", "one precision per run, bfloat16", "drop it; set model.dtype")
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):

@@ -56,6 +56,9 @@ def check_model(recipe: Recipe) -> Iterator[Problem]:
     if model.attn_implementation.startswith("flash") and recipe.machine.device == "cpu":
         rule = "needs a GPU"
         yield Problem("model.attn_implementation", model.attn_implementation, rule, "model.attn_implementation=sdpa")
+    elif model.attn_implementation.startswith("flash") and model.dtype == "float32":
+        rule, fix = "has no kernel for model.dtype=float32", "model.attn_implementation=sdpa, or model.dtype=bfloat16"
+        yield Problem("model.attn_implementation", model.attn_implementation, rule, fix)
 
 
 def check_method(recipe: Recipe) -> Iterator[Problem]:

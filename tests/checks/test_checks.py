@@ -363,6 +363,13 @@ MACHINES = {
     "DeepSpeed's optimiser": (
         {"machine.deepspeed.optimizer": {"type": "AdamW"}}, "machine.deepspeed.optimizer", "dpo.trl.optim",
     ),
+    "a schedule beside the recipe's": (
+        {"machine.deepspeed.scheduler": {"type": "WarmupLR"}}, "machine.deepspeed.scheduler", "trl.lr_scheduler_type",
+    ),
+    "flash attention in float32": (
+        {"model.attn_implementation": "flash_attention_2", "model.dtype": "float32"}, "model.attn_implementation",
+        "model.dtype=bfloat16",
+    ),
     "float16": ({"machine.deepspeed.fp16": {"enabled": True}}, "machine.deepspeed.fp16", "model.dtype"),
     "batch in the DeepSpeed config": (
         {"machine.deepspeed.train_batch_size": 64}, "machine.deepspeed.train_batch_size", "train_batch_size=auto",
