@@ -166,5 +166,6 @@ def _counted(recipe: Recipe, done: Mapping[str, Artifact]) -> dict[str, Counted]
     if "text_rows" in facts:
         counted["cpt"] = Counted(facts["text_rows"]["train"], text["train"], None, text["valid"])
     if "pairs" in done:
-        counted["dpo"] = Counted(done["pairs"].facts["pairs"], None, None)
+        pairs = done["pairs"].facts
+        counted["dpo"] = Counted(pairs["pairs"] - pairs["held_out"], None, None)
     return {name: counts for name, counts in counted.items() if name in recipe.stages}

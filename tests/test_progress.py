@@ -119,6 +119,13 @@ def test_stages_behind_a_finished_training_are_looked_at_too(prepared):
     assert {stage.name: (stage.state, stage.note) for stage in found}["merge"] == ("resumable", "2 files merged")
 
 
+def test_pairs_that_are_only_measured_on_are_no_rows_of_dpo(prepared):
+    recipe = settled(prepared, "stages=[sft,dpo]")
+    pairs = artifacts.Artifact(prepared, {"facts": {"pairs": 56, "held_out": 8}})
+    counted = progress._counted(recipe, {"prepare": inputs(prepared)["prepared"], "pairs": pairs})
+    assert counted["dpo"].rows == 48
+
+
 def test_a_base_that_was_never_hashed_here_is_said_and_nothing_is_hashed(prepared, monkeypatch, tmp_path):
     monkeypatch.setattr("finetune.base._REMEMBERED", "another-book.json")
     found, counted = progress.look(settled(prepared))

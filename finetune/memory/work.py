@@ -8,6 +8,7 @@ from finetune.config import Recipe
 from finetune.config.machine import Machine
 from finetune.config.training import Training
 from finetune.memory.counts import parameters
+from finetune.order import steps_of
 
 # Share of the peak that training is assumed to reach. 0.40 is what well-tuned dense training reaches on A100
 # (Chowdhery et al. 2022, PaLM, table 3: 0.21 to 0.46); NF4 weights must be unpacked in every pass.
@@ -68,7 +69,7 @@ def count_work(recipe: Recipe, name: str, counted: Counted | None) -> Work:
     per_row = counted.tokens / max(count, 1) if counted and counted.tokens is not None else limit
     if getattr(section, "packing", False):  # a place of a batch holds a pack, full but for a few tokens
         count, per_row = math.ceil(count * per_row / section.max_length), section.max_length
-    steps = section.max_steps or max(1, math.ceil(count * section.epochs / section.batch_size))
+    steps = steps_of(count, batch_size=section.batch_size, epochs=section.epochs, max_steps=section.max_steps)
     total = round(steps * section.batch_size * per_row)
     evaluated = _evaluated(recipe, name, counted, steps=steps)
     length = per_row / sequences
