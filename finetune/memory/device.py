@@ -35,6 +35,7 @@ _TOKENIZER = 500
 # less of what it makes. Imports leave free memory behind that is used up first. A lower M_MMAP_THRESHOLD does away
 # with holes and doubles the CPU time with page faults (measured: 3.2 to 7.7 s for 4 rows of 256 tokens).
 _HOLES, _HOLES_RECOMPUTED = {"cast": 0.45, "same": 0.93}, {"cast": 0.62, "same": 0.82}
+_HOLES_SCORES = 0.05  # of attention's score matrices: large blocks, mostly given back
 _FREE_AT_START = 120 * _MIB
 
 
@@ -109,7 +110,8 @@ def device_bytes(
     scores = (_FP32 + size) * a.num_attention_heads * seen if eager else 0
     depth = a.num_hidden_layers
     layers = kept + size * a.hidden_size * depth if checkpointing else kept * depth
-    working = (copy or size) * (3 * a.intermediate_size + 2 * a.hidden_size)
+    # The layer that is worked on: its values, on the way back their gradients, and what the operations make meanwhile.
+    working = 3 * (copy or size) * (3 * a.intermediate_size + 2 * a.hidden_size)
     around = (size + _FP32) * a.hidden_size  # embedding and last norm
     activations = tokens * (layers + working + around)
     optimiser = trained * (3 * _FP32 if zero3 else 2 * _FP32) // (processes if zero3 else 1)
@@ -125,14 +127,14 @@ def device_bytes(
         load_peak=whole if method.bnb or not zero3 else share,
         offloaded=(share if offload else 0) + (optimiser if away else 0),
         libraries=0 if cuda else _LIBRARIES[layout] + _TOKENIZER * a.vocab_size,
-        holes=0 if cuda else _holes(tokens * (kept - scores) * depth, copy=copy, checkpointing=checkpointing),
+        holes=0 if cuda else _holes(tokens * (kept - scores) * depth, tokens * scores * depth, copy, checkpointing),
     )
 
 
-def _holes(made: int, *, copy: int, checkpointing: bool) -> int:
-    """Bytes of free heap between live tensors at the peak; `made`: those of all layers, attention scores left out."""
+def _holes(made: int, scores: int, copy: int, checkpointing: bool) -> int:
+    """Bytes of free heap between live tensors at the peak; `made`: those of all layers, without attention `scores`."""
     share = (_HOLES_RECOMPUTED if checkpointing else _HOLES)["cast" if copy else "same"]
-    return max(0, round(share * made) - _FREE_AT_START)
+    return max(0, round(share * made + _HOLES_SCORES * scores) - _FREE_AT_START)
 
 
 def kept_bytes(

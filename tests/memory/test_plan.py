@@ -40,10 +40,10 @@ def test_qwen3_32b_on_eight_a100_is_sharded_with_its_adapter_and_optimiser():
     # (here 0.778 + 0.488 G), and a bucket of 0.5 G elements, all in two bytes.
     assert held.buffers == 2 * (HEAD + 487_587_840) + 2 * 500_000_000
     assert held.load_peak == held.weights
-    # Checkpointing keeps the 64 layers' inputs; the rest is one recomputed layer.
+    # Checkpointing keeps the 64 layers' inputs; the rest is one recomputed layer with its gradients.
     tokens = found.per_device_batch_size * _loaded(("model=qwen3_32b", "machine=a100x8", "stages=[sft]")).sft.max_length
     inputs = tokens * 64 * 5120 * 2
-    assert inputs < held.activations < 2.2 * inputs
+    assert inputs < held.activations < 2.5 * inputs
 
 
 def test_qlora_of_qwen3_32b_holds_the_whole_4_bit_model_on_every_gpu_while_loading():
