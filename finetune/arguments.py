@@ -72,6 +72,9 @@ def build(
         "report_to": [],
         "disable_tqdm": not (sys.stderr.isatty() and is_first()),
         "deepspeed": machine.deepspeed if machine.layout == "zero3" else None,
+        # A PeftModel is no PreTrainedModel, so the Trainer would let DDP walk the graph of every step for parameters
+        # that got no gradient: checks refuses what has none (lm_head), and every other adapter is in every forward.
+        "ddp_find_unused_parameters": False if machine.layout == "ddp" else None,
     }
     # Where bf16 is off the Trainer takes what `accelerate launch` left here, and autocast would change the result.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if keys["bf16"] else "no"

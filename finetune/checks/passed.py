@@ -23,6 +23,12 @@ _REFERENCE = "the reference is the adapter DPO starts from, its scores are compu
 _HANDED = "nothing is uploaded: HANDOFF writes a bundle"
 _NO_START = "starts drawn from the base or from data change the base or need what no stage hands them"
 _NOT_MERGED = "drop it: its delta is not B x A, so the streamed merge would be wrong"
+_EVALUATED = "evaluation is ours: the loss over all supervised tokens, every {stage}.eval_steps"
+_EVALUATION = (
+    *("eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "prediction_loss_only"),
+    *("include_for_metrics", "batch_eval_metrics"),
+)
+_COMPILED = "not proven: the model's forward and attention are replaced after TRL has built the trainer"
 _RESUME = "resuming is ours, with checkpoints that are checked before they are loaded: run the same command again"
 
 # Key of TrainingArguments, SFTConfig or DPOConfig -> what to set instead; {stage} is cpt, sft or dpo.
@@ -36,7 +42,10 @@ _OWNED_TRL: Mapping[str, str] = {
     "save_strategy": "set {stage}.save_steps",
     "eval_strategy": "set {stage}.eval_steps",
     "eval_on_start": "set {stage}.eval_steps",
+    "eval_delay": "set {stage}.eval_steps",
     "logging_strategy": "set {stage}.log_steps",
+    "logging_first_step": "set {stage}.log_steps",
+    "include_num_input_tokens_seen": "drop it: the facts of a stage count its supervised tokens",
     "per_device_train_batch_size": "set machine.per_device_batch_size",
     "per_device_eval_batch_size": "set machine.per_device_batch_size",
     "gradient_accumulation_steps": "set {stage}.batch_size: accumulation is what is left of it",
@@ -68,14 +77,18 @@ _OWNED_TRL: Mapping[str, str] = {
     "parallelism_config": "choose a machine",
     "use_cpu": "set machine.device",
     "local_rank": "drop it: the launcher says which process this is",
+    "ddp_find_unused_parameters": "drop it: every parameter of the adapter is part of every step",
     "gradient_checkpointing": "set machine.gradient_checkpointing",
     "gradient_checkpointing_kwargs": "set machine.gradient_checkpointing",
     "activation_checkpointing": "set machine.gradient_checkpointing",
     "activation_checkpointing_kwargs": "set machine.gradient_checkpointing",
     "use_liger_kernel": "drop it: TRL's own fused head is used, and evaluation reads its per-token log-probabilities",
+    "liger_kernel_config": "drop it: use_liger_kernel is refused as well",
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), f"drop it: {_COMPILED}"),
     "report_to": "choose tracking=offline, online or disabled",
     "run_name": "drop it: runs are named after the recipe",
     "project": "set tracking.project",
+    **{f"trackio_{name}": "drop it: tracking is W&B's" for name in ("space_id", "bucket_id", "static_space_id")},
     "packing": _PACKED,
     "eval_packing": _PACKED,
     "padding_free": _PACKED,
@@ -88,6 +101,8 @@ _OWNED_TRL: Mapping[str, str] = {
     "chat_template_path": f"drop it: {_PREPARED}",
     "completion_only_loss": f"drop it: {_PREPARED}",
     "assistant_only_loss": f"drop it: {_PREPARED}",
+    "length_column_name": "drop it: rows are ordered by us, by the tokens that they have",
+    "dataloader_drop_last": "drop it: steps are counted in whole batches, none is left over",
     "remove_unused_columns": f"drop it: {_PREPARED}",
     "truncation_mode": "set prepare.length.policy: nothing is cut in silence",
     "eos_token": f"drop it: {_PREPARED}",
@@ -105,9 +120,11 @@ _OWNED_TRL: Mapping[str, str] = {
     "push_to_hub": f"drop it: {_HANDED}",
     "hub_model_id": f"drop it: {_HANDED}",
     "hub_token": f"drop it: {_HANDED}",
+    **{f"hub_{name}": f"drop it: {_HANDED}" for name in ("private_repo", "strategy", "always_push", "revision")},
     "do_train": "set stages",
     "do_eval": "set {stage}.eval_steps",
     "do_predict": "drop it: SCORE predicts",
+    **dict.fromkeys(_EVALUATION, f"drop it: {_EVALUATED}"),
 }
 _OWNED_LORA: Mapping[str, str] = {
     "base_model_name_or_path": "choose model",
