@@ -103,7 +103,8 @@ def run(
         held_out = _batches(numbered[len(rows) :], size=layout.per_device)
         scores = Scores(out.parent, _identity(settings, base, adapter, machine, device))
         dropout = 0.0 if trl_config.disable_dropout else settings.method.lora.get("lora_dropout", 0.0)
-        bound = start_bound(order[: training.batch_size], dtype=settings.model.dtype, dropout=dropout)
+        noise = dropout or trl_config.neftune_noise_alpha or 0.0
+        bound = start_bound(order[: training.batch_size], dtype=settings.model.dtype, noise=noise)
         trainer = _trainer(
             adapted, trl_config, base=base, order=order, pairs=numbered, held_out=held_out, scores=scores, bound=bound
         )
@@ -180,23 +181,26 @@ def _identity(settings: Config, base: Artifact, adapter: Artifact, machine: Mach
         "adapter": adapter.digest,
         "dtype": settings.model.dtype,
         "attention": settings.model.attn_implementation,
+        "rope": settings.model.rope_parameters and settings.model.rope_parameters.model_dump(),
         "bnb": settings.method.bnb,
         "zero3": machine.layout == "zero3",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl", "bitsandbytes")},
+        "tf32": settings.dpo.trl.get("tf32"),
         "ld_alpha": settings.dpo.trl.get("ld_alpha"),
     }
 
 
-def start_bound(first: list[int], *, dtype: str, dropout: float) -> float:
+def start_bound(first: list[int], *, dtype: str, noise: float) -> float:
     """How far from 0 a reward of step 0 may be, `first` being the rows of that step.
 
     float32: 1e-6. The scores were taken in the same batches by the same weights, so that on a CPU it is 0 in bfloat16
     too; 1e-2 leaves room for kernels of a GPU that choose otherwise where gradients are wanted, and for a pair that
-    stands in two batches of the first step and was scored in one. Under dropout no two forwards agree.
+    stands in two batches of the first step and was scored in one. Under `noise` (dropout, or NEFTune's on the
+    embeddings) no two forwards agree.
     """
-    if dropout:
+    if noise:
         return math.inf
     return 1e-6 if dtype == "float32" and len(set(first)) == len(first) else 1e-2
 

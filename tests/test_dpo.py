@@ -198,15 +198,32 @@ def test_reference_scores_are_kept_for_other_learning_rates_and_never_change_a_r
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{"method": tiny.QLORA}, {"model": {**tiny.MODEL, "dtype": "bfloat16"}}, {"trl": {"disable_dropout": False}}],
-    ids=["qlora", "bfloat16", "dropout"],
+    [
+        {"method": tiny.QLORA}, {"model": {**tiny.MODEL, "dtype": "bfloat16"}}, {"trl": {"disable_dropout": False}},
+        {"trl": {"neftune_noise_alpha": 5.0}},
+    ],
+    ids=["qlora", "bfloat16", "dropout", "neftune"],
 )
 def test_the_first_margin_is_zero_in_four_bit_and_in_bfloat16(
     tmp_path: Path, inputs: dict[str, Artifact], changes: dict[str, Any]
 ) -> None:
-    """ms-swift#8047, trl#2492: where dropout is on no two forwards agree, and nothing is demanded."""
+    """ms-swift#8047, trl#2492: under dropout and NEFTune no two forwards agree, and nothing is demanded."""
     first = log_of(train(tmp_path, inputs, max_steps=1, **changes))[0]
     assert (abs(first["rewards/margins"]) <= 1e-6) is ("trl" not in changes)
+
+
+def test_scores_of_another_rotation_or_precision_are_never_taken() -> None:
+    base, adapter = (Artifact(Path(name), {"stage": name, "digest": name, "facts": {}}) for name in ("base", "adapter"))
+    yarn = {"factor": 2.0, "original_max_position_embeddings": 64}
+    found = []
+    for model, trl in ({}, {}), ({"rope_parameters": yarn}, {}), ({}, {"tf32": True}), ({}, {"beta": 0.5}):
+        config = tiny.sft_config(model={**tiny.MODEL, **model}, trl=trl)
+        config["dpo"] = config.pop("sft")
+        settings = dpo.Config.model_validate(config)
+        found.append(dpo._identity(settings, base, adapter, tiny.machine(), torch.device("cpu")))
+    plain, rotated, rounded, other_beta = found
+    assert plain == other_beta
+    assert plain != rotated != rounded != plain
 
 
 @pytest.mark.slow
@@ -222,10 +239,10 @@ def test_a_reference_that_is_not_the_sft_policy_ends_the_run(tmp_path: Path, inp
 
 
 def test_the_bound_of_the_first_margin_is_stated() -> None:
-    assert dpo.start_bound([3, 1, 2], dtype="float32", dropout=0.0) == 1e-6
-    assert dpo.start_bound([3, 1, 2], dtype="bfloat16", dropout=0.0) == 1e-2
-    assert dpo.start_bound([3, 1, 3], dtype="float32", dropout=0.0) == 1e-2, "a pair is in two batches, scored in one"
-    assert dpo.start_bound([3, 1, 2], dtype="float32", dropout=0.1) == math.inf
+    assert dpo.start_bound([3, 1, 2], dtype="float32", noise=0.0) == 1e-6
+    assert dpo.start_bound([3, 1, 2], dtype="bfloat16", noise=0.0) == 1e-2
+    assert dpo.start_bound([3, 1, 3], dtype="float32", noise=0.0) == 1e-2, "a pair is in two batches, scored in one"
+    assert dpo.start_bound([3, 1, 2], dtype="float32", noise=0.1) == math.inf
 
 
 @pytest.mark.slow
