@@ -1,6 +1,7 @@
 """ms-swift: `swift sft` and `swift rlhf --rlhf_type dpo`.
 
-best: the settings found fastest here: bf16 weights, no gradient checkpointing, rows of like length together.
+best: the settings found fastest here: bf16 weights, eager attention, no gradient checkpointing, rows of like length
+together.
 """
 
 from typing import Any
