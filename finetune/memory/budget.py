@@ -8,8 +8,8 @@ from finetune.config import Recipe
 from finetune.config.machine import Layout, Machine
 from finetune.config.training import Training
 from finetune.errors import Problem
-from finetune.memory.counts import DTYPE_BYTES, lora_parameters, parameters, weight_bytes
-from finetune.memory.device import DeviceBytes, device_bytes, generation_bytes
+from finetune.memory.counts import lora_parameters, parameters, weight_bytes
+from finetune.memory.device import DeviceBytes, adapter_size, device_bytes, generation_bytes
 from finetune.memory.disk import disk_bytes
 from finetune.memory.machines import GIB, Here, resolve_machine
 from finetune.memory.work import Counted, StageState, Work, assumed_speed, count_work, longest, utilisation
@@ -181,7 +181,7 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
         kept_peak=_kept_peak(recipe, machine),
         host=_host(machine, stages, generation, whole),
         host_usable=round((machine.host_memory_gib or 0) * GIB),
-        save_peak=adapter * DTYPE_BYTES[model.dtype],
+        save_peak=adapter * adapter_size(model, machine.layout),
         disk=disk_bytes(recipe),
         tokens_known=all("tokens" in stage.counted for stage in stages),
         utilisation=utilisation(machine, quantised=method.bnb is not None),

@@ -96,11 +96,10 @@ def device_bytes(
     # What is not quantised points into the mapped file, and off CUDA all pages that were read stay resident with it.
     # Weights are published in bf16: for float32 they are copied.
     mapped = parameters(a).linear * size if method.bnb and not cuda and size == DTYPE_BYTES["bfloat16"] else 0
-    # PEFT keeps adapters in float32 beside a bf16 base; ZeRO-3 gathers both in one message, so there they are bf16.
-    adapter_size = size if zero3 else _FP32
-    adapter = trained * adapter_size // (processes if zero3 else 1)
+    trained_size = adapter_size(model, layout)
+    adapter = trained * trained_size // (processes if zero3 else 1)
     # Beside bf16 weights a float32 adapter reads a cast copy of its input: bf16 under CUDA's autocast, float32 without.
-    copy = 0 if adapter_size == size else size if cuda else _FP32
+    copy = 0 if trained_size == size else size if cuda else _FP32
     # Off CUDA only our own SFT head goes without a padding mask.
     masked = not cuda and (preference or zero3)
     # The lean head reads a pair as one row: prompt, chosen and rejected.
@@ -114,7 +113,7 @@ def device_bytes(
     working = 3 * (copy or size) * (3 * a.intermediate_size + 2 * a.hidden_size)
     around = (size + _FP32) * a.hidden_size  # embedding and last norm
     activations = tokens * (layers + working + around)
-    optimiser = trained * (3 * _FP32 if zero3 else 2 * _FP32) // (processes if zero3 else 1)
+    optimiser = trained * optimiser_size(layout) // (processes if zero3 else 1)
     away = zero3 and _offloads(deepspeed, "offload_optimizer")
     return DeviceBytes(
         weights=0 if offload else share + mapped,
@@ -129,6 +128,19 @@ def device_bytes(
         libraries=0 if cuda else _LIBRARIES[layout] + _TOKENIZER * a.vocab_size,
         holes=0 if cuda else _holes(tokens * (kept - scores) * depth, tokens * scores * depth, copy, checkpointing),
     )
+
+
+def adapter_size(model: Model, layout: Layout) -> int:
+    """Bytes of one parameter of the adapter, in memory and on disk.
+
+    PEFT keeps adapters in float32 beside a bf16 base; ZeRO-3 gathers both in one message, so there they are bf16.
+    """
+    return DTYPE_BYTES[model.dtype] if layout == "zero3" else _FP32
+
+
+def optimiser_size(layout: Layout) -> int:
+    """Bytes of AdamW's state for one parameter: two moments in float32, under ZeRO-3 also the float32 master weight."""
+    return (3 if layout == "zero3" else 2) * _FP32
 
 
 def _holes(made: int, scores: int, copy: int, checkpointing: bool) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from finetune.config import Recipe
 from finetune.config.model import Model
-from finetune.memory.counts import DTYPE_BYTES, lora_parameters, weight_bytes
+from finetune.memory.counts import lora_parameters, weight_bytes
+from finetune.memory.device import adapter_size, optimiser_size
 
 _KEPT_CHECKPOINTS = 2
 
@@ -14,12 +15,13 @@ def disk_bytes(recipe: Recipe) -> dict[str, int]:
     """What -> bytes, all of it at the end of the run; the bundle is hard-linked and costs nothing."""
     model, a = recipe.model, recipe.model.architecture
     whole, trained = weight_bytes(a, model.dtype, None), lora_parameters(a, recipe.method.lora)
-    state = trained * (DTYPE_BYTES[model.dtype] + 3 * 4)
+    adapter = trained * adapter_size(model, recipe.machine.layout)
+    state = adapter + trained * optimiser_size(recipe.machine.layout)
     there = model.origin == "embedded" or model.path is not None or (hub_snapshot(model) / "config.json").exists()
     return {
         "download": 0 if there else whole,
         "checkpoints": _KEPT_CHECKPOINTS * state,
-        "adapters": len(recipe.stages) * trained * DTYPE_BYTES[model.dtype],
+        "adapters": len(recipe.stages) * adapter,
         "merged": whole,
         "bundle": 0,
     }

@@ -107,6 +107,16 @@ def test_a_packed_batch_holds_full_packs():
 
 def test_saving_gathers_the_adapter_and_nothing_else():
     assert planned("model=qwen3_32b", "machine=a100x8").save_peak == LORA * 2
+    words = ("model=qwen3_32b", "method=qlora", "machine=a100x8", "machine.layout=ddp", "machine.deepspeed=null")
+    assert planned(*words).save_peak == LORA * 4, "only ZeRO-3 gives the adapter the type of the base"
+
+
+@pytest.mark.parametrize(("layout", "adapter", "state"), [("zero3", 2, 12), ("ddp", 4, 8)])
+def test_disk_holds_adapters_in_the_type_that_they_are_trained_in(layout, adapter, state):
+    drop = ["machine.deepspeed=null"] if layout == "ddp" else []
+    found = planned("model=qwen3_32b", "method=qlora", "machine=a100x8", f"machine.layout={layout}", *drop)
+    assert found.disk["adapters"] == len(found.stages) * LORA * adapter
+    assert found.disk["checkpoints"] == 2 * LORA * (adapter + state)
 
 
 def test_disk_holds_the_download_and_the_merged_model_once_each():
