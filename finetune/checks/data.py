@@ -125,8 +125,6 @@ def check_texts(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "general", None, rule, "add general: {speeches: {source: ...}}, or gates.perplexity_rise_max=null"
         )
-    if recipe.replay is not None and recipe.replay.share >= 1:
-        yield Problem("replay.share", recipe.replay.share, "leaves no room for the tasks", "replay.share=0.15")
 
 
 def check_prepare(recipe: Recipe) -> Iterator[Problem]:

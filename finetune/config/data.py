@@ -164,11 +164,12 @@ class TextUse(Section):
 
 
 class Replay(Section):
-    """General text mixed into SFT against forgetting, as a share of the training rows."""
+    """General text mixed into SFT against forgetting."""
 
     source: str
     template: str = "{text}"
     share: Fraction = 0.15
+    """Rows of it for each row of the tasks: 1.0 adds as many again."""
     tokens: Annotated[int, Field(ge=8)] = 64
     """Length of one replay row in tokens."""
 

@@ -125,8 +125,7 @@ def _rows_at_most(recipe: Recipe, name: str) -> int:
     """Rows by the recipe's own limits. Running text has none but `max_chars`: four characters are taken as a token."""
     if name == "sft":
         tasks = sum(task.train_rows for task in recipe.tasks.values())
-        share = recipe.replay.share if recipe.replay else 0.0
-        return math.ceil(tasks / (1 - share)) if share < 1 else tasks
+        return tasks + (round(recipe.replay.share * tasks) if recipe.replay else 0)
     if name == "dpo":
         return recipe.dpo.pairs.prompts if recipe.dpo.pairs else recipe.dpo.batch_size
     known = [use.max_chars for use in recipe.text if use.max_chars]

@@ -132,7 +132,6 @@ CASES = {
         "nothing else",
     ),
     "no general text": ({"general": {}}, "general", None, "needs general text", "perplexity_rise_max=null"),
-    "only replay": ({"replay.share": 1.0}, "replay.share", 1.0, "no room", "0.15"),
     "long replay": ({"replay.tokens": 300}, "replay.tokens", 300, "sft.max_length=256", "replay.tokens=256"),
     "nothing left to train": (
         {"prepare.split": {"valid": 0.5, "test": 0.5}}, "prepare.split.valid", 0.5, "nothing is left", "below 1",

@@ -160,6 +160,13 @@ def test_without_steps_and_epochs_one_epoch_is_planned_as_it_is_trained():
     assert planned(*words, counted={"sft": Counted(464, None, None)}).stages[0].steps == 464 / 8
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_replay_comes_on_top_of_the_rows_of_the_tasks(share):
+    words = ("model=smollm2_135m", "machine=cpu")
+    tasks = sum(task.train_rows for task in _loaded(words).tasks.values())
+    assert planned(*words, f"replay.share={share}").stages[0].rows == tasks + round(share * tasks)
+
+
 def test_hours_follow_from_flops_utilisation_and_price():
     found = planned(
         "model=qwen3_32b", "machine=a100x8", "stages=[sft]",
