@@ -42,7 +42,7 @@ class StagePlan:
     accumulation: int
     bytes: DeviceBytes
     flops: float
-    """All devices together, forward and backward, recomputation and evaluation included."""
+    """All devices together, forward and backward; recomputation, evaluation and DPO's reference included."""
     hours: float | None
 
 

@@ -71,10 +71,13 @@ def count_work(recipe: Recipe, name: str, counted: Counted | None) -> Work:
         count, per_row = math.ceil(count * per_row / section.max_length), section.max_length
     steps = steps_of(count, batch_size=section.batch_size, epochs=section.epochs, max_steps=section.max_steps)
     total = round(steps * section.batch_size * per_row)
-    evaluated = _evaluated(recipe, name, counted, steps=steps)
+    each = _held_out(recipe, name, counted)
+    evaluated = math.ceil(steps / section.eval_steps) * each
+    # DPO's reference scores every pair of the training once, and every one held out.
+    scored = min(total, round(count * per_row)) + each if name == "dpo" else 0
     length = per_row / sequences
-    flops = total * flops_per_token(recipe, name, length=length)
-    flops += evaluated * flops_per_token(recipe, name, length=length, forward_only=True)
+    flops = total * flops_per_token(recipe, length=length)
+    flops += (evaluated + scored) * flops_per_token(recipe, length=length, forward_only=True)
     speed = assumed_speed(recipe)
     return Work(
         stage=name,
@@ -94,21 +97,19 @@ def longest(recipe: Recipe, name: str, counted: Counted | None) -> int:
     return min(section.max_length, known) if known else section.max_length
 
 
-def _evaluated(recipe: Recipe, name: str, counted: Counted | None, *, steps: int) -> int:
-    """Tokens that all evaluations read; 0 for CPT where nothing was counted."""
+def _held_out(recipe: Recipe, name: str, counted: Counted | None) -> int:
+    """Tokens that one evaluation reads; 0 for CPT where nothing was counted."""
     section: Training = getattr(recipe, name)
     if counted and counted.held_out is not None:
-        each = counted.held_out
-    elif name == "dpo":
-        each = 2 * section.max_length * (recipe.dpo.pairs.eval_prompts if recipe.dpo.pairs else 0)
-    else:
-        each = section.max_length * sum(task.valid_rows for task in recipe.tasks.values()) if name == "sft" else 0
-    return math.ceil(steps / section.eval_steps) * each
+        return counted.held_out
+    if name == "dpo":
+        return 2 * section.max_length * (recipe.dpo.pairs.eval_prompts if recipe.dpo.pairs else 0)
+    return section.max_length * sum(task.valid_rows for task in recipe.tasks.values()) if name == "sft" else 0
 
 
-def flops_per_token(recipe: Recipe, name: str, *, length: float, forward_only: bool = False) -> float:
-    """2 for each weight forward and 2 back (frozen weights need no gradient of their own), 2 more when recomputed;
-    DPO adds the reference's forward. Causal attention adds 2 x length x query width for each layer and pass.
+def flops_per_token(recipe: Recipe, *, length: float, forward_only: bool = False) -> float:
+    """2 for each weight forward and 2 back (frozen weights need no gradient of their own), 2 more when recomputed.
+    Causal attention adds 2 x length x query width for each layer and pass.
     """
     a, machine = recipe.model.architecture, recipe.machine
     counts = parameters(a)
@@ -116,7 +117,7 @@ def flops_per_token(recipe: Recipe, name: str, *, length: float, forward_only: b
     attention = a.num_hidden_layers * length * a.num_attention_heads * a.head_dim
     if forward_only:
         return 2 * weights + 2 * attention
-    passes = 2 + bool(machine.gradient_checkpointing) + (name == "dpo")
+    passes = 2 + bool(machine.gradient_checkpointing)
     # Attention has no weights to be frozen: its backward costs two forwards.
     return passes * 2 * weights + (passes + 1) * 2 * attention
 

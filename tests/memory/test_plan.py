@@ -186,6 +186,20 @@ def test_dpo_counts_two_sequences_and_no_reference_in_memory():
     assert dpo.bytes.activations / sft.bytes.activations == 2 * ratio.dpo.max_length / ratio.sft.max_length
 
 
+def test_dpo_scores_its_reference_once_for_every_pair_and_not_in_every_step():
+    """Costs of one, two and five epochs over the same pairs lie on a line that starts above zero."""
+    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft,dpo]", "dpo.eval_steps=1000000")
+    counted = {"dpo": Counted(640, 640 * 1000, 600, 0)}
+    one, two, five = (
+        planned(*words, f"dpo.trl.num_train_epochs={epochs}", counted=counted).stages[1] for epochs in (1, 2, 5)
+    )
+    assert (one.tokens, two.tokens, five.tokens) == (640_000, 1_280_000, 3_200_000)
+    step = two.flops - one.flops
+    assert five.flops - two.flops == pytest.approx(3 * step)
+    # Recomputed, a step makes three passes of the weights, the reference one; attention shifts it by less than 1 %.
+    assert one.flops - step == pytest.approx(step / 3, rel=0.01)
+
+
 @pytest.mark.parametrize("on", [LAPTOP, GIGANT])
 def test_a_machine_without_gpu_is_told_what_to_type_instead(on):
     found = planned("model=qwen3_32b", on=on)
