@@ -1,7 +1,7 @@
 """The mixin that goes in front of a TRL trainer class: it keeps TRL's loss and optimiser and watches over them.
 
-It remembers which records a step was made of, stops before a broken step reaches the weights, saves the adapter and
-nothing else, and measures the evaluation loss over tokens.
+It remembers which records a step was made of, ends the run at a broken step before anything of it is saved, saves the
+adapter and nothing else, and measures the evaluation loss over tokens.
 """
 
 import math
@@ -45,7 +45,12 @@ class Guarded:
         return result
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
-        """Called after backward and before the optimiser: the last place where a broken step can still be stopped."""
+        """Called after backward and before the optimiser: the last place where a broken step can still be stopped.
+
+        Under DeepSpeed the optimiser has stepped by then: accelerate's backward ends with the engine's step. The engine
+        leaves out a step whose gradient norm is not finite (zero/stage3.py) and reports it as infinite; where only a
+        loss is broken, the weights in memory have moved, and the run ends here before they are saved.
+        """
         norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[misc]
         self.last_norm = norm
         finite = math.isfinite(norm) and all(math.isfinite(loss) for _, loss in self.step_batches)
