@@ -34,10 +34,19 @@ def _attend(
     assert given.get("sliding_window") is None, "a document is attended to as a whole"
     bounds = given.get("cu_seq_lens_q")
     assert bounds is not None, "where a document ends was not said: it would attend to its neighbour"
-    sizes = bounds.diff().tolist()
+    sizes = _sizes_of(bounds)
     assert (query.size(0), query.size(2)) == (1, sum(sizes)), "not one flat row"
     parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     return torch.cat([kernel(*part, scaling=scaling, dropout=dropout).transpose(1, 2) for part in parts], 1), None
+
+
+def _sizes_of(bounds: torch.Tensor) -> list[int]:
+    """Tokens of each document, read from the device once a forward: every layer is given the same tensor, and on CUDA
+    each reading waits for all work before it."""
+    found: list[int] | None = getattr(bounds, "document_sizes", None)
+    if found is None:
+        found = bounds.document_sizes = bounds.diff().tolist()
+    return found
 
 
 def _sdpa(

@@ -145,6 +145,22 @@ def test_changing_one_document_leaves_the_others_as_they_were(
     assert max(float(moved[place].max()) for place in (0, 2, 3)) < 1e-6, "a document sees its neighbour"
 
 
+def test_the_bounds_of_documents_are_read_once_a_forward(
+    bare: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once a layer, nor again when a layer is recomputed: on a GPU each reading waits for all work before it."""
+    calls = packed_calls(documents(bare.config.vocab_size), PACKS, 1)
+    diff, reads = torch.Tensor.diff, []
+    monkeypatch.setattr(torch.Tensor, "diff", lambda bounds: (reads.append(1), diff(bounds))[1])
+    for head in ("lean", "trl"):
+        model = ready(bare, head, "sdpa", checkpointing=True)
+        for count, (batch, lengths) in enumerate(calls, start=1):
+            fresh = {name: value.clone() if torch.is_tensor(value) else value for name, value in batch.items()}
+            losses_and_gradient(model, [(fresh, lengths)], 100)
+            assert len(reads) == count, head
+        reads.clear()
+
+
 def test_what_leaks_is_refused_and_would_have_been_seen(bare: torch.nn.Module) -> None:
     """A flat row without bounds is an error; with transformers' own attention it is a wrong loss and no message."""
     rows = documents(bare.config.vocab_size)
