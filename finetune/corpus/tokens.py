@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.chat import ChatFormat
+from finetune.chat import IGNORED, ChatFormat
 from finetune.corpus.build import Example
 from finetune.corpus.records import Chat
 from finetune.errors import Problem, RecipeError
@@ -22,7 +22,7 @@ class TokenRow:
 
     @property
     def supervised(self) -> int:
-        return sum(label >= 0 for label in self.labels)
+        return sum(label != IGNORED for label in self.labels)
 
 
 def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
