@@ -99,9 +99,9 @@ def smollm2_base(smollm2: Path) -> Artifact:
     return Artifact(smollm2, {"stage": "base", "digest": "0", "facts": {"name": "smollm2"}})
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_tokenizer() -> Iterator[None]:
-    """Reading tokenizer.json takes a quarter of a second: the tests of this folder share it."""
+    """Reading tokenizer.json takes a quarter of a second: the tests of a file share it."""
     read: Callable[[Path], ChatFormat] = ChatFormat.read
     known: dict[Path, ChatFormat] = {}
     patch = pytest.MonkeyPatch()
