@@ -42,7 +42,7 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
 
 
 def start(command: Command, folder: Path, *, stop: int | None) -> dict[str, Any]:
-    """Run to its end with the clock on; CPU seconds and peak memory are the kernel's, of the whole process tree."""
+    """Run to its end with the clock on."""
     folder.mkdir(parents=True, exist_ok=True)
     ticks = folder / "clock.jsonl"
     ticks.unlink(missing_ok=True)
@@ -59,8 +59,7 @@ def start(command: Command, folder: Path, *, stop: int | None) -> dict[str, Any]
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     return {
-        "exit": child.returncode, "began": began, "wall": time.time() - began, "cpu": used.ru_utime + used.ru_stime,
-        "peak_mib": round(used.ru_maxrss / 1024), "ticks": clock.read(ticks),
+        "exit": child.returncode, "began": began, "peak_mib": round(used.ru_maxrss / 1024), "ticks": clock.read(ticks),
         "last_line": last_line(folder / "output.txt"),
     }
 
@@ -109,8 +108,7 @@ def trained(peer: str, variant: str, name: str) -> dict[str, Any]:
     found = sorted(command.adapter.rglob("adapter_model.safetensors"), key=lambda path: len(path.parts))
     if not found:
         return {"exit": made["exit"], "error": made["last_line"] or "it left no adapter"}
-    spent = {"wall": round(made["wall"], 1), "cpu": round(made["cpu"], 1)}
-    return {"exit": made["exit"], **spent, **score(found[0].parent)}
+    return {"exit": made["exit"], **score(found[0].parent)}
 
 
 def score(adapter: Path | str) -> dict[str, Any]:

@@ -63,11 +63,32 @@ def _timed(cells: dict[str, Any], kind: str) -> str:
         wanted = ["cpu_step", "wall_step", "first_step_s", "peak_mib"]
         if kind == "sft":
             wanted.insert(1, "supervised_per_cpu_s")
+        if kind == "dpo" and name == "ours.direct":
+            shown = "ours, `python finetune/train.py`, PREPARE, SFT and PAIRS done before"
         row = [shown, *(_spread([cell[key] for cell in runs if key in cell]) for key in wanted)]
         if kind == "sft":
             row.append(_nll(cells, name))
         lines.append(row)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
+    if len(lines) == 2:
+        return ""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_ratio(cells, kind)}"
+
+
+def _ratio(cells: dict[str, Any], kind: str) -> str:
+    """How many CPU seconds the best peer takes for one of ours, by medians."""
+    steps: dict[str, list[float]] = {}
+    for key, cell in cells.items():
+        if key.startswith(f"{kind}/") and "cpu_step" in cell:
+            steps.setdefault(key.split("/")[1], []).append(cell["cpu_step"])
+    middle = {name: statistics.median(values) for name, values in steps.items()}
+    ours = middle.pop("ours.direct")
+    best = min(middle, key=lambda name: middle[name])
+    runs = min(map(len, steps.values()))
+    counted = min(cell["steps"] for key, cell in cells.items() if key.startswith(f"{kind}/") and "steps" in cell)
+    return (
+        f"The best peer ({NAMES[best]}) takes {middle[best] / ours:.2f} times our CPU seconds a step. "
+        f"Steps counted in a run: {counted}. Repetitions: {runs}{'; one alone says nothing of the spread' if runs == 1 else ''}."
+    )
 
 
 def _spread(values: list[float]) -> str:
