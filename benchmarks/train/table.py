@@ -87,7 +87,8 @@ def _ratio(cells: dict[str, Any], kind: str) -> str:
     counted = min(cell["steps"] for key, cell in cells.items() if key.startswith(f"{kind}/") and "steps" in cell)
     return (
         f"The best peer ({NAMES[best]}) takes {middle[best] / ours:.2f} times our CPU seconds a step. "
-        f"Steps counted in a run: {counted}. Repetitions: {runs}{'; one alone says nothing of the spread' if runs == 1 else ''}."
+        f"Steps counted in a run: {counted}. Repetitions: {runs}"
+        f"{'; one alone says nothing of the spread' if runs == 1 else ''}."
     )
 
 
