@@ -15,8 +15,8 @@ describe() {
     case $1 in
         lint) echo "ruff, and mypy --strict on finetune/ (about 1 minute)" ;;
         fast) echo "tests that train nothing (about 3 minutes)" ;;
-        slow) echo "tests that load or train the embedded model (about 10 minutes)" ;;
-        distributed) echo "tests that start several processes (about 4 minutes)" ;;
+        slow) echo "tests that load or train the embedded model (about 15 minutes)" ;;
+        distributed) echo "tests that start several processes (about 7 minutes)" ;;
     esac
 }
 

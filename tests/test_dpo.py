@@ -1,11 +1,9 @@
 """DPO: it starts where SFT ended, prefers what is chosen, and publishes the policy alone."""
 
-import gc
 import json
 import math
 import os
 import signal
-import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -328,17 +326,4 @@ def test_a_finished_training_leaves_no_model_behind(
     tmp_path: Path, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parent of a child holds no weights, even if the collector would not have come by itself."""
-    loaded: list[weakref.ref[torch.nn.Module]] = []
-
-    def load(*args: Any, **keys: Any) -> Any:
-        model = load_base(*args, **keys)
-        loaded.append(weakref.ref(model))
-        return model
-
-    monkeypatch.setattr(dpo, "load_base", load)
-    gc.disable()
-    try:
-        train(tmp_path, inputs, max_steps=2)
-    finally:
-        gc.enable()
-    assert [model() for model in loaded] == [None]
+    assert tiny.models_left(dpo, lambda: train(tmp_path, inputs, max_steps=2), monkeypatch) == []

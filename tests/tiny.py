@@ -1,7 +1,10 @@
 """A model, a corpus and preferences so small that a training step takes milliseconds. Random: it learns nothing."""
 
+import gc
 import json
 import random
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +128,23 @@ def sft_config(**changes: Any) -> dict[str, Any]:
         else:
             whole["sft"] = {**sft, **whole["sft"], key: value}
     return whole
+
+
+def models_left(stage: Any, train: Callable[[], object], patch: Any) -> list[Any]:
+    """Models that `train` loaded through the module `stage` and that live on although no collector came by."""
+    loaded: list[weakref.ref[Any]] = []
+    load_base = stage.load_base
+
+    def load(*args: Any, **keys: Any) -> Any:
+        model = load_base(*args, **keys)
+        loaded.append(weakref.ref(model))
+        return model
+
+    patch.setattr(stage, "load_base", load)
+    gc.disable()
+    try:
+        train()
+    finally:
+        gc.enable()
+    assert loaded, "nothing was loaded: the answer would say nothing"
+    return [model() for model in loaded if model() is not None]

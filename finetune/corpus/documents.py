@@ -281,7 +281,7 @@ def read_pdf(name: str, data: bytes, problems: list[Problem]) -> Blocks:
         ArithmeticError,
         RecursionError,
         AssertionError,
-        NotImplementedError,
+        NotImplementedError,  # pypdf's word for a filter or an encryption that it does not know
         OSError,
         zlib.error,
         MemoryError,
@@ -325,7 +325,7 @@ def read_docx(name: str, data: bytes, problems: list[Problem]) -> Blocks:
         TypeError,
         AttributeError,
         OSError,
-        NotImplementedError,
+        NotImplementedError,  # python-docx's word for a feature of the format that it does not read
         zlib.error,
     ) as error:
         problems.append(

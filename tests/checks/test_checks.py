@@ -1,48 +1,11 @@
 """Each rule fails once, with the path, the value, the rule and the fix that the user reads."""
 
-import copy
-import functools
 from pathlib import Path
 
 import pytest
 
-from finetune.checks import check
-from finetune.config.load import compose, validate
-from finetune.config.upstream import field_annotations
-from finetune.errors import Problem, RecipeError
-from finetune.memory import Gpu, Here
-
-CPU = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=100.0)
-EIGHT = Here(gpus=(Gpu("A100-80GB", 80.0),) * 8, cores=64, memory_gib=1024.0, disk_free_gib=1000.0)
-SMALL = ("model=smollm2_135m", "machine=cpu")
-LARGE = ("model=qwen3_32b", "machine=a100x8")
-
-
-@functools.cache
-def _composed(words):
-    return compose(["recipe=maintenance", *words])
-
-
-def recipe_with(changes, words=SMALL):
-    """The maintenance recipe with dotted keys set."""
-    plain = copy.deepcopy(_composed(words))
-    for path, value in changes.items():
-        *folders, name = path.split(".")
-        section = plain
-        for folder in folders:
-            section = section[folder] if section.get(folder) is not None else section.setdefault(folder, {})
-        section[name] = value
-    return validate(plain)
-
-
-def problems(changes, words=SMALL, environment=None, **presence):
-    return check(recipe_with(changes, words), environment=environment or {}, **presence)
-
-
-def only(changes, words=SMALL, environment=None, **presence) -> Problem:
-    found = problems(changes, words, environment, **presence)
-    assert len(found) == 1, [str(problem) for problem in found]
-    return found[0]
+from finetune.errors import RecipeError
+from tests.checks.composed import CPU, LARGE, SMALL, only, problems
 
 
 @pytest.mark.parametrize("words", [SMALL, LARGE, (*LARGE, "method=qlora"), ("model=tiny_qwen3", "machine=cpu_zero3x2")])
@@ -353,70 +316,6 @@ def test_a_stage_that_does_not_run_is_not_checked():
     assert problems({"stages": ["sft"], "dpo.batch_size": 7, "dpo.trl.no_such_key": 1}) == []
 
 
-MACHINES = {
-    "many in one": ({"machine.layout": "single", "machine.deepspeed": None}, "machine.layout", "ddp or zero3"),
-    "DeepSpeed beside DDP": ({"machine.layout": "ddp"}, "machine.deepspeed", "machine.deepspeed=null"),
-    "ZeRO-3 without DeepSpeed": ({"machine.deepspeed": None}, "machine.deepspeed", "a100x8.yaml"),
-    "ZeRO-2": (
-        {"machine.deepspeed.zero_optimization.stage": 2}, "machine.deepspeed.zero_optimization.stage", "stage=3",
-    ),
-    "DeepSpeed's optimiser": (
-        {"machine.deepspeed.optimizer": {"type": "AdamW"}}, "machine.deepspeed.optimizer", "dpo.trl.optim",
-    ),
-    "a schedule beside the recipe's": (
-        {"machine.deepspeed.scheduler": {"type": "WarmupLR"}}, "machine.deepspeed.scheduler", "trl.lr_scheduler_type",
-    ),
-    "flash attention in float32": (
-        {"model.attn_implementation": "flash_attention_2", "model.dtype": "float32"}, "model.attn_implementation",
-        "model.dtype=bfloat16",
-    ),
-    "float16": ({"machine.deepspeed.fp16": {"enabled": True}}, "machine.deepspeed.fp16", "model.dtype"),
-    "batch in the DeepSpeed config": (
-        {"machine.deepspeed.train_batch_size": 64}, "machine.deepspeed.train_batch_size", "train_batch_size=auto",
-    ),
-    "GPU of unknown memory": ({"machine.gpu_memory_gib": None}, "machine.gpu_memory_gib", "80"),
-    "DoRA on a 4-bit base under ZeRO-3": (
-        {"method.name": "qlora", "method.bnb": {"load_in_4bit": True}, "method.lora.use_dora": True},
-        "method.lora.use_dora", "machine.layout=ddp",
-    ),
-    "PiSSA under ZeRO-3": (
-        {"method.lora.init_lora_weights": "pissa"}, "method.lora.init_lora_weights", "init_lora_weights=true",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", MACHINES)
-def test_a_machine_that_contradicts_itself_is_refused(case):
-    changes, path, fix = MACHINES[case]
-    problem = only(changes, LARGE)
-    assert problem.path == path
-    assert fix in problem.fix
-
-
-def test_nodes_that_do_not_divide_the_processes_are_refused():
-    assert only({"machine.nodes": 3, "machine.per_device_batch_size": 1}, LARGE).path == "machine.processes"
-
-
-@pytest.mark.parametrize(
-    ("words", "environment"),
-    [
-        (SMALL, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
-        (LARGE, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}),
-        (LARGE, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
-        (LARGE, {"ACCELERATE_USE_FSDP": "true"}),
-        (LARGE, {"ACCELERATE_MIXED_PRECISION": "fp16"}),
-        (("model=tiny_qwen3", "machine=cpu"), {"ACCELERATE_MIXED_PRECISION": "bf16"}),
-    ],
-)
-def test_a_second_owner_in_the_accelerate_config_is_refused(words, environment):
-    assert only({}, words, environment).path == "accelerate launch"
-
-
-def test_accelerates_own_zero3_switch_is_no_second_owner():
-    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-    assert problems({}, LARGE, environment) == []
-
-
 def test_wandb_mode_of_the_environment_counts_for_privacy():
     assert only({"privacy.samples": "full"}, environment={"WANDB_MODE": "online"}).path == "privacy.samples"
 
@@ -425,79 +324,6 @@ def test_missing_and_empty_document_folders_are_told_apart(tmp_path):
     assert "is not there" in only({"data_root": str(tmp_path / "no")}).rule
     found = problems({"data_root": str(tmp_path)})
     assert "is empty" in {problem.path: problem for problem in found}["data_root"].rule
-
-
-def test_a_machine_without_the_gpus_is_refused_only_when_it_is_this_one():
-    assert problems({}, LARGE) == []
-    problem = only({}, LARGE, here=CPU)
-    assert problem.path == "machine"
-    assert "wants 8 GPUs on each node, here are 0" in problem.rule
-    assert "finetune plan recipe=maintenance machine=a100x8" in problem.fix
-
-
-def test_flash_attention_is_refused_when_auto_finds_no_gpu():
-    words = ("model=smollm2_135m", "machine=auto")
-    flash = {"model.attn_implementation": "flash_attention_2"}
-    assert problems(flash, words) == []
-    assert only(flash, words, here=CPU).path == "model.attn_implementation"
-    assert problems(flash, words, here=EIGHT, launched=8) == []
-
-
-def test_a_launcher_with_another_number_of_processes_is_refused():
-    assert problems({}, LARGE, here=EIGHT, launched=8) == []
-    problem = only({}, LARGE, here=EIGHT, launched=4)
-    assert "wants 8 processes, 4 were started" in problem.rule
-    assert "accelerate launch --num_processes 8" in problem.fix
-
-
-def test_one_process_that_sees_several_gpus_is_told_how_to_use_them():
-    """The Trainer would put the model into nn.DataParallel, and TRL refuses that after everything was loaded."""
-    words = ("model=smollm2_135m", "machine=auto")
-    problem = only({}, words, here=EIGHT, launched=1)
-    assert "one process sees 8 GPUs" in problem.rule
-    assert "CUDA_VISIBLE_DEVICES=0" in problem.fix
-    assert "accelerate launch --num_processes 8" in problem.fix
-    assert problems({}, words, here=EIGHT, launched=8) == []
-    assert problems({}, words, here=EIGHT) == []
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("average_tokens_across_devices", False), ("chat_template_path", "other/model"), ("shuffle_dataset", True),
-        ("eval_on_start", True), ("save_on_each_node", True), ("trust_remote_code", True),
-        ("ddp_find_unused_parameters", True),
-    ],
-)
-def test_a_key_that_would_change_the_data_the_loss_or_what_is_saved_is_refused(key, value):
-    problem = only({f"sft.trl.{key}": value})
-    assert (problem.path, problem.rule) == (f"sft.trl.{key}", "is set by the toolkit")
-
-
-def test_keys_without_any_effect_here_are_refused_with_the_reason():
-    keys = {
-        "hub_private_repo": True, "hub_strategy": "end", "hub_always_push": True, "hub_revision": "main",
-        "trackio_space_id": "a/b", "trackio_bucket_id": "a/b", "trackio_static_space_id": "a/b",
-        "logging_first_step": True, "include_num_input_tokens_seen": "all", "eval_delay": 3,
-        "eval_do_concat_batches": False, "eval_use_gather_object": True, "eval_accumulation_steps": 2,
-        "prediction_loss_only": True, "include_for_metrics": ["loss"], "batch_eval_metrics": True,
-        "liger_kernel_config": {"rope": True}, "length_column_name": "size", "dataloader_drop_last": True,
-        "torch_compile": True, "torch_compile_backend": "inductor", "torch_compile_mode": "default",
-    }  # fmt: skip
-    assert set(keys) <= set(field_annotations("SFTConfig")), "a key that upstream has dropped is refused as unknown"
-    found = problems({f"sft.trl.{key}": value for key, value in keys.items()})
-    assert {problem.path for problem in found} == {f"sft.trl.{key}" for key in keys}
-    assert {problem.rule for problem in found} == {"is set by the toolkit"}
-    assert all(problem.fix.startswith(("drop it: ", "set sft.")) for problem in found)
-
-
-def test_a_token_is_not_repeated_in_an_error():
-    assert only({"sft.trl.hub_token": "hf_secret"}).value is None
-
-
-def test_a_cpu_machine_of_two_processes_is_started_with_torchrun():
-    problem = only({}, ("model=tiny_qwen3", "machine=cpu_zero3x2"), here=CPU, launched=1)
-    assert problem.fix.startswith("torchrun --nproc_per_node 2 finetune/train.py")
 
 
 def test_a_work_folder_that_cannot_be_written_is_refused():
