@@ -11,12 +11,12 @@ of 1e-3 can only be held to float32. Where float32 does not fit, the served figu
 
 import gc
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from finetune import parity
 from finetune.adapter import Adapter
 from finetune.artifacts import Artifact, Stage, clear, write_whole
 from finetune.base import device_of, load_adapter, load_base, set_threads
@@ -31,15 +31,9 @@ from finetune.fourbit import RoundTrip
 from finetune.generate import generate
 from finetune.shards import read_header, shard_names
 
-if TYPE_CHECKING:
-    import torch
-
 Say = Callable[[str], None]
 _LONGEST_ANSWER = 64
 """Positions compared in one answer: logits over the whole vocabulary are kept for each."""
-_NEAR_TIE_STEPS = 2
-"""Two best logits that are at most so many steps of the number format apart are a near-tie: rounding decides. A
-bfloat16 logit between 16 and 32 can only be told from one that is 0.125 away."""
 _FLOAT32_PROMPTS, _FLOAT32_TOKENS = 3, 24
 
 
@@ -90,16 +84,16 @@ def run(
     )  # fmt: skip
     ids = [row.id for row in rows]
     scratch = out / ".adapter_logits"
-    _store_logits(model, prompts, answers, scratch)
+    parity.store(model, prompts, answers, scratch)
     other = "eager" if settings.model.attn_implementation == "sdpa" else "sdpa"
     model.get_base_model().set_attn_implementation(other)
-    rounding = _compare(model, prompts, answers, scratch, ids, settings.model.dtype)
+    rounding = parity.compare(model, prompts, answers, scratch, ids, settings.model.dtype)
     del model
     gc.collect()
 
     say("proof: the merged model reads the same answers")
     merged = _load_merged(checkpoint, settings.model, device)
-    found = _compare(merged, prompts, answers, scratch, ids, settings.model.dtype)
+    found = parity.compare(merged, prompts, answers, scratch, ids, settings.model.dtype)
     del merged
     gc.collect()
     found |= {f"served_{name}": found[name] for name in ("kl_mean", "kl_max", "top1")}
@@ -124,77 +118,6 @@ def choose_rows(file: Path, count: int) -> list[Chat]:
             tasks.setdefault(row.task, []).append(row)
     dealt = [row for turn in zip_longest(*tasks.values()) for row in turn if row is not None]
     return dealt[:count]
-
-
-def _logits(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> "torch.Tensor":
-    """Logits before each answer token as float32 [len(answer), vocabulary]. One row at a time: no padding."""
-    import torch
-
-    ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
-    with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
-        on_host: torch.Tensor = logits.float().cpu()
-    return on_host
-
-
-def _store_logits(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path
-) -> None:
-    with file.open("wb") as handle:
-        for prompt, answer in zip(prompts, answers, strict=True):
-            handle.write(memoryview(_logits(model, prompt, answer).numpy()).cast("B"))
-
-
-def _compare(
-    merged: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path, ids: Sequence[str],
-    dtype: str,
-) -> dict[str, Any]:
-    """KL(adapter || merged) and top-1 agreement over every position of every answer."""
-    import torch
-
-    kls: list[torch.Tensor] = []
-    agreed = 0
-    near_ties: list[dict[str, Any]] = []
-    disagreements: list[dict[str, Any]] = []
-    with file.open("rb") as handle:
-        for name, prompt, answer in zip(ids, prompts, answers, strict=True):
-            ours = _logits(merged, prompt, answer)
-            theirs = torch.frombuffer(bytearray(handle.read(ours.numel() * 4)), dtype=torch.float32).reshape(ours.shape)
-            p, q = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
-            kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0.0))
-            best = theirs.topk(2, dim=-1).values
-            same = theirs.argmax(-1) == ours.argmax(-1)
-            agreed += int(same.sum())
-            for position in torch.nonzero(~same).flatten().tolist():
-                first, second = best[position].tolist()
-                entry = {"id": name, "position": position, "margin_nats": round(first - second, 5)}
-                near = first - second <= _NEAR_TIE_STEPS * _step(first, dtype)
-                (near_ties if near else disagreements).append(entry)
-        assert not handle.read(1), "adapter and merged model were not asked the same positions"
-    kl = torch.cat(kls)
-    if not bool(torch.isfinite(kl).all()):
-        raise RecipeError.one(
-            "parity", None, "the adapter or the merged model gives probabilities that are not finite",
-            "a training run diverged: lower the learning rate and train again",
-        )  # fmt: skip
-    return {
-        "kl_mean": float(kl.mean()),
-        "kl_max": float(kl.max()),
-        "top1": agreed / len(kl),
-        "n_positions": len(kl),
-        "n_prompts": len(prompts),
-        "near_ties": near_ties,
-        "disagreements": disagreements,
-        "near_tie": f"two best logits within {_NEAR_TIE_STEPS} steps of {dtype}",
-        "over": "the adapter's own greedy answers",
-    }
-
-
-def _step(logit: float, dtype: str) -> float:
-    """Distance from `logit` to the next number that `dtype` can hold."""
-    import torch
-
-    return float(torch.finfo(getattr(torch, dtype)).eps * 2.0 ** math.floor(math.log2(max(abs(logit), 1e-30))))
 
 
 def _in_float32(
@@ -222,7 +145,7 @@ def _in_float32(
     adapted = load_adapter(plain, adapter)
     few = prompts[:_FLOAT32_PROMPTS]
     before = generate(adapted, few, **ask)
-    _store_logits(adapted, prompts, answers, scratch)
+    parity.store(adapted, prompts, answers, scratch)
     plain = adapted.unload()
     own = Adapter.read(adapter.path)
     targets = own.plan({tensor.name: tensor for tensor in tensors})
@@ -232,7 +155,7 @@ def _in_float32(
             weight.copy_(own.apply(update, weight.cpu(), 0, weight.shape[0]))
     after = generate(plain, few, **ask)
     _copy_published(plain, checkpoint.file("model"))
-    return _compare(plain, prompts, answers, scratch, ids, "float32") | {
+    return parity.compare(plain, prompts, answers, scratch, ids, "float32") | {
         "arithmetic": "float32",
         "greedy_equal_float32": before == after,
         "greedy_float32_prompts": len(few),

@@ -17,7 +17,7 @@ LAYERS = [
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint",
      "order", "pulse", "resume", "spikes", "template"},
     {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter",
-     "fourbit", "head",
+     "fourbit", "head", "parity",
      "arguments", "attention", "reference", "sequence"},
     {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff", "report"},
     {"train", "progress", "show", "cli"},
