@@ -266,20 +266,21 @@ def _keep_4bit_layout(model: "PreTrainedModel") -> None:
     After that repacking training gradients are silently wrong (relative error 1.02) and dequantising yields garbage
     (related: bitsandbytes issue 2078). from_pretrained returns eval mode, so one generate before train() is enough.
     """
-    for _, module in _modules_4bit(model):
+    for _, module in modules_4bit(model):
         module.support_avx512bf16_for_cpu = False
 
 
 def quantised_modules(model: Any) -> list[str]:
     """Sorted names, as in the checkpoint, of exactly the modules whose weights are 4 bit: what a merge has to round."""
     names = set()
-    for name, _ in _modules_4bit(model):
+    for name, _ in modules_4bit(model):
         plain = name.removeprefix("base_model.model.")
         names.add(plain.removesuffix(".base_layer"))
     return sorted(names)
 
 
-def _modules_4bit(model: Any) -> Iterator[tuple[str, Any]]:
+def modules_4bit(model: Any) -> Iterator[tuple[str, Any]]:
+    """(name in this model, module) of every module whose weights are 4 bit."""
     for name, module in model.named_modules():
         if type(module).__name__ == "Linear4bit":
             yield name, module

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Artifact, Stage
-from finetune.base import device_of, load_adapter, load_base, quantised_modules, set_threads
+from finetune.base import device_of, load_adapter, load_base, set_threads
 from finetune.chat import ChatFormat
 from finetune.config.machine import Machine
 from finetune.config.model import Model
@@ -21,6 +21,7 @@ from finetune.config.section import Section
 from finetune.config.training import Dpo, Method
 from finetune.corpus.records import Preference
 from finetune.errors import Preempted, RecipeError
+from finetune.fourbit import RoundTrip
 from finetune.order import plan_order, steps_of
 from finetune.reference import Pair, Scores, name_of, plan_batches, plan_rounds
 
@@ -95,7 +96,7 @@ def run(
             "origins": dict(sorted(origins.items())),
             "dropped": dict(sorted(dropped.items())),
             "supervised_tokens": sum(len(rows[row]["chosen_ids"]) + len(rows[row]["rejected_ids"]) for row in order),
-            "quantised_modules": quantised_modules(adapted),
+            "four_bit": trip.describe() if (trip := RoundTrip.seen(adapted)) else None,
             "threads": threads,
             "loss_is_sum": False,
             "metrics": list(_METRICS),

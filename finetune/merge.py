@@ -58,7 +58,7 @@ def run(config: Mapping[str, Any], *, out: Path, base: Artifact, adapter: Artifa
         adapter.path,
         out,
         identity=canonical_json({"base": base.digest, "adapter": adapter.digest}),
-        round_trip=RoundTrip.of(adapter.facts, settings.method, settings.model),
+        round_trip=RoundTrip.of(adapter.facts),
         default_mode=settings.model.default_mode,
         yarn=settings.model.rope_parameters,
         say=say,
@@ -88,9 +88,9 @@ def merge_adapter(
             "remove it or name another folder",
         )  # fmt: skip
     recorded = _recorded(adapter_dir)
-    round_trip = round_trip or (RoundTrip.of(*recorded) if recorded else None)
-    default_mode = default_mode or (recorded[2].default_mode if recorded else None)
-    yarn = recorded[2].rope_parameters if recorded else None
+    round_trip = round_trip or (RoundTrip.of(recorded[0]) if recorded else None)
+    default_mode = default_mode or (recorded[1].default_mode if recorded else None)
+    yarn = recorded[1].rope_parameters if recorded else None
     partial = out_dir.with_name(out_dir.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     identity = canonical_json(
@@ -299,13 +299,13 @@ def _check_round_trip(trip: RoundTrip, source: Mapping[str, Mapping[str, shards.
         )  # fmt: skip
 
 
-def _recorded(adapter_dir: Path) -> tuple[Mapping[str, Any], Method, Model] | None:
+def _recorded(adapter_dir: Path) -> tuple[Mapping[str, Any], Model] | None:
     """What the manifest of a training stage says of this adapter; None for adapters from elsewhere."""
     if not (adapter_dir / MANIFEST).is_file():
         return None
     manifest = read(adapter_dir).manifest
     config = manifest["config"]
-    return manifest["facts"], Method.model_validate(config["method"]), Model.model_validate(config["model"])
+    return manifest["facts"], Model.model_validate(config["model"])
 
 
 def _fingerprint(directory: Path) -> dict[str, str]:

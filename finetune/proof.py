@@ -99,7 +99,7 @@ def run(
     found |= {f"served_{name}": found[name] for name in ("kl_mean", "kl_max", "top1")}
     found |= {"rounding_kl_mean": rounding["kl_mean"], "rounding_top1": rounding["top1"]}
     found |= {"dtype": settings.model.dtype, "arithmetic": settings.model.dtype}
-    found |= {"quantised_base": bool(adapter.facts.get("quantised_modules"))}
+    found |= {"quantised_base": bool(adapter.facts.get("four_bit"))}
 
     say("proof: the same in float32 arithmetic")
     found |= _in_float32(settings, base, adapter, checkpoint, prompts, answers, ids, scratch, chat, device)
@@ -138,7 +138,7 @@ def _in_float32(
         "batch_tokens": settings.score.batch_tokens,
     }  # fmt: skip
     plain = load_base(base, settings.model, None, device=device, dtype=torch.float32)
-    trip = RoundTrip.of(adapter.facts, settings.method, settings.model)
+    trip = RoundTrip.of(adapter.facts)
     for module in sorted(trip.modules) if trip else ():
         weight = plain.get_submodule(module).weight
         weight.data = trip.apply(weight.data) if trip else weight.data

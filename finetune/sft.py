@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.artifacts import Artifact, Stage
-from finetune.base import device_of, find_start_of_adapter, load_base, quantised_modules, set_threads
+from finetune.base import device_of, find_start_of_adapter, load_base, set_threads
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Method, Sft
 from finetune.errors import RecipeError
+from finetune.fourbit import RoundTrip
 from finetune.order import filling, pack_room, place_rows, plan_order, plan_packs, steps_of
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _train(
             ),
             "rows": len(lengths),
             **_filled(lengths, training, plan, per_device=layout.per_device),
-            "quantised_modules": quantised_modules(adapted),
+            "four_bit": trip.describe() if (trip := RoundTrip.seen(adapted)) else None,
             "threads": threads,
             "loss_is_sum": True,
             "metrics": ["mean_token_accuracy"],

@@ -117,7 +117,7 @@ def test_the_adapter_is_float32_on_a_bfloat16_base_and_drawn_from_the_seed(base:
 
 def test_every_linear_layer_is_4_bit_and_recorded_but_no_embedding_head_or_norm(base: Artifact) -> None:
     loaded = load_base(base, Model(**tiny.MODEL), Method(**tiny.QLORA), device="cpu")
-    assert not any(module.support_avx512bf16_for_cpu for _, module in base_module._modules_4bit(loaded))
+    assert not any(module.support_avx512bf16_for_cpu for _, module in base_module.modules_4bit(loaded))
     names = quantised_modules(loaded)
     layers = [f"model.layers.{i}" for i in range(2)]
     attention = [f"{layer}.self_attn.{kind}_proj" for layer in layers for kind in "qkvo"]

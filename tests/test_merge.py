@@ -312,7 +312,8 @@ def test_an_adapter_of_our_own_says_itself_what_was_4_bit_and_which_mode_it_answ
     adapter = make_adapter(base, tmp_path / "adapter")
     module = "model.layers.0.mlp.up_proj"
     config = {"model": MODEL, "method": {"name": "qlora", "bnb": {"bnb_4bit_quant_type": "nf4"}}}
-    (adapter / "manifest.json").write_text(json.dumps({"config": config, "facts": {"quantised_modules": [module]}}))
+    four_bit = RoundTrip(frozenset([module]), double_quant=False).describe()
+    (adapter / "manifest.json").write_text(json.dumps({"config": config, "facts": {"four_bit": four_bit}}))
     summary = merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
     assert summary["round_trip"]["modules"] == [module]
     assert (summary["round_trip"]["quant_type"], summary["round_trip"]["double_quant"]) == ("nf4", False)

@@ -82,6 +82,7 @@ def test_a_4_bit_adapter_belongs_on_the_round_tripped_base(tmp_path, config):
     from finetune.base import load_base, quantised_modules
     from finetune.config.model import Model
     from finetune.config.training import Method
+    from finetune.fourbit import RoundTrip
 
     config["method"] = {"name": "qlora", "bnb": NF4}
     base = artifact(make_base(tmp_path / "base"), "base")
@@ -89,7 +90,7 @@ def test_a_4_bit_adapter_belongs_on_the_round_tripped_base(tmp_path, config):
     loaded = load_base(base, Model.model_validate(MODEL), Method.model_validate(config["method"]), device="cpu")
     modules = quantised_modules(loaded)
     assert len(modules) == 14, "the seven linear layers of both blocks, never the head"
-    adapter = artifact(tmp_path / "adapter", "sft", quantised_modules=modules)
+    adapter = artifact(tmp_path / "adapter", "sft", four_bit=RoundTrip.seen(loaded).describe())
     unaware = artifact(tmp_path / "adapter", "sft")
     good = prove(tmp_path, config, base, adapter, merge_into(tmp_path / "good", config, base, adapter))
     bad = prove(tmp_path, config, base, adapter, merge_into(tmp_path / "bad", config, base, unaware))
