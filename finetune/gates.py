@@ -1,6 +1,6 @@
 """Gates: the limits of a recipe held against what was measured. HANDOFF enforces them, the report shows them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune.config.evaluation import Gates
@@ -25,6 +25,31 @@ def evaluate_gates(
         _gate("parity_kl_mean_max", parity.get("kl_mean"), settings.parity_kl_mean_max, lambda v, limit: v <= limit),
     ]
     return [gate for gate in gates if gate is not None]
+
+
+def vetoes(settings: Gates, exported: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
+    """Scheme -> why a quantised model of export.json may not be handed over, with the number; None where it may.
+
+    Unlike a failed gate this leaves out one model and not the bundle. What was not measured is never handed over.
+    """
+    return {scheme: next(_vetoes(settings, found), None) for scheme, found in exported.items()}
+
+
+def _vetoes(settings: Gates, found: Mapping[str, Any]) -> Iterator[str]:
+    for task, scored in found["tasks"].items():
+        loss = scored["loss"]
+        if not _measured(loss):
+            yield f"its score of {task} could not be measured"
+        elif loss > settings.export_loss_max:
+            yield (
+                f"it loses {loss:.4f} of {task} ({scored['tuned']:.4f} -> {scored['quantised']:.4f}), more than "
+                f"gates.export_loss_max={settings.export_loss_max}"
+            )
+    limit, kl = settings.export_kl_mean_max, found["kl_mean"]
+    if not _measured(kl):
+        yield "its KL to the merged model could not be measured"
+    elif limit is not None and kl > limit:
+        yield f"its KL to the merged model is {kl:.4f} nats a position, more than gates.export_kl_mean_max={limit}"
 
 
 def _gate(name: str, value: Any, limit: float | None, holds: Any) -> dict[str, Any] | None:

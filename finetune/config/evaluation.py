@@ -31,6 +31,11 @@ class Gates(Section):
     """Largest rise of general perplexity, as a fraction, on every kind of general text."""
     parity_kl_mean_max: Annotated[float, Field(ge=0)] | None = 1e-3
     """Largest mean KL(adapter || merged) in nats a position."""
+    export_loss_max: Annotated[float, Field(ge=0)] = 0.02
+    """Largest loss of any task's score (SCORE's tuned - the quantised model's). A quantised model above it is left out
+    of the bundle; so is one above the next limit."""
+    export_kl_mean_max: Annotated[float, Field(ge=0)] | None = None
+    """Largest mean KL(merged || quantised) in nats a position; null: not asked for."""
 
 
 class Privacy(Section):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune.config.data import Prepare, ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Gates, Handoff, Privacy, Score, Tracking
+from finetune.config.export import Quantise, Scheme
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
@@ -51,6 +52,9 @@ class Recipe(Section):
     method: Method
     machine: Machine
     score: Score = Score()
+    export: tuple[Scheme, ...] = ()
+    """Quantised models that are made beside the merged one, measured, and handed over where they keep the limits."""
+    quantise: Quantise = Quantise()
     gates: Gates = Gates()
     privacy: Privacy = Privacy()
     handoff: Handoff = Handoff()
