@@ -8,11 +8,12 @@ import torch
 
 from finetune import libraries
 from finetune.attention import attend_documents
-from finetune.collective import is_first
+from finetune.collective import is_first, world
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.training import Training
 from finetune.errors import RecipeError
+from finetune.fused import fuse_layers
 from finetune.head import score_supervised_only
 from finetune.loop import Run
 from finetune.resume import Layout
@@ -86,6 +87,9 @@ def build(
         raise RecipeError.one(
             f"{run.name}.trl", training.trl, f"trl.{kind} refuses it ({error})", f"see the fields of trl.{kind}"
         ) from error
+    if on_cpu:
+        # accelerate calls a rank's CPU cpu:0, for torch another device than cpu: every move copied the whole base.
+        made.__dict__["_setup_devices"] = made.distributed_state.device = device
     if machine.layout == "zero3" and on_cpu:
         import deepspeed
 
@@ -97,8 +101,8 @@ def build(
 def settle(
     trainer: Any, *, outputs: tuple[str, ...], pairs: bool, packing: bool = False, share: Share | None = None
 ) -> None:
-    """Last touches on a constructed trainer: float32 adapters again, the lean head where it helps, documents apart, or
-    rows shared with other ranks."""
+    """Last touches on a constructed trainer: float32 adapters again, fused layers and the lean head where they help,
+    documents apart, or rows shared with other ranks."""
     model = trainer.model
     if not trainer.is_deepspeed_enabled or model.get_base_model().config.dtype == torch.float32:
         # TRL rounds the adapter of a 4-bit base to bfloat16; a learning rate of 1e-4 is then lost in rounding. (ZeRO-3
@@ -106,10 +110,18 @@ def settle(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    if world() > 1 and not trainer.is_deepspeed_enabled:
+        # Every rank has read the same files. DDP would broadcast them: a second copy for a while, and pages that
+        # processes share become each one's own.
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    alone_on_cpu = trainer.args.device.type == "cpu" and not trainer.is_deepspeed_enabled
+    if alone_on_cpu:
+        fuse_layers(model)
     if share is not None:
         share_attention(model.get_base_model(), share)
     # Label smoothing scores every position with the model's own head.
-    elif trainer.args.device.type == "cpu" and not trainer.is_deepspeed_enabled and trainer.label_smoother is None:
+    elif alone_on_cpu and trainer.label_smoother is None:
         score_supervised_only(model.get_base_model(), outputs=outputs, pairs=pairs)
     elif packing:
         attend_documents(model.get_base_model())
