@@ -43,10 +43,30 @@ class Privacy(Section):
     """What text of the evaluation rows may enter report, tracker and bundle."""
 
 
+class Alerts(Section):
+    """Thresholds of the Prometheus rules in the bundle's serve/alerts.yml, each held for five minutes."""
+
+    first_token_p95_seconds: Annotated[float, Field(gt=0, le=640)] = 2.5
+    """95 % of the requests see their first token sooner (best one of vLLM's bucket bounds: 1, 2.5, 5, 7.5, 10, 20)."""
+    answer_p95_seconds: Annotated[float, Field(gt=0, le=1920)] = 60.0
+    """95 % of the requests are answered in full sooner (bucket bounds: 1, 2, 5, 10, 20, 30, 60, 120, 240)."""
+    token_p95_seconds: Annotated[float, Field(gt=0, le=20)] = 0.1
+    """95 % of the gaps between two tokens are shorter (bucket bounds: 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1)."""
+    waiting_max: Annotated[int, Field(ge=0)] = 16
+    """Requests in the queue."""
+    kv_cache_share_max: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    failed_share_max: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Aborted or failed requests among all; the same limit for HTTP statuses from 500 on."""
+    silent_minutes: Annotated[int, Field(ge=5, le=60)] | None = 15
+    """Minutes without a finished request; null: silence is normal here."""
+
+
 class Handoff(Section):
     accepted_by: str | None = None
     """Who accepts a bundle whose gates failed; needs `reason`, and both are shown in red."""
     reason: str | None = None
+    alerts: Alerts = Alerts()
+    """What the serving team is woken for."""
 
 
 class Tracking(Section):
