@@ -142,7 +142,7 @@ class Adapter:
         if self._held and _module(next(iter(self._held))) != module:
             self._held.clear()
         if tensor.name not in self._held:
-            self._held[tensor.name] = _read(tensor)
+            self._held[tensor.name] = read_tensor(tensor)
         return self._held[tensor.name]
 
     def _scale(self, module: str) -> float:
@@ -198,7 +198,8 @@ def _module(name: str) -> str:
     return match["module"] if match else name
 
 
-def _read(tensor: shards.Tensor) -> "torch.Tensor":
+def read_tensor(tensor: shards.Tensor) -> "torch.Tensor":
+    """One tensor of floats in memory of its own: a memory map would count the whole file as resident."""
     import torch
 
     with tensor.file.open("rb") as handle:
@@ -240,7 +241,7 @@ def _not_finite(tensors: Mapping[str, shards.Tensor]) -> list[Problem]:
             problems.append(
                 Problem(name, list(tensor.shape), "the tensor is empty (ZeRO-3 saved a shard)", "save it gathered")
             )
-        elif not bool(torch.isfinite(_read(tensor)).all()):
+        elif not bool(torch.isfinite(read_tensor(tensor)).all()):
             problems.append(Problem(name, None, "the adapter holds NaN or infinity", "train it again"))
     return problems
 

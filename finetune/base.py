@@ -280,9 +280,11 @@ def quantised_modules(model: Any) -> list[str]:
 
 
 def modules_4bit(model: Any) -> Iterator[tuple[str, Any]]:
-    """(name in this model, module) of every module whose weights are 4 bit."""
+    """(name in this model, module) of every module whose weights are 4 bit; PEFT's wrapper has the same class name."""
+    import torch
+
     for name, module in model.named_modules():
-        if type(module).__name__ == "Linear4bit":
+        if isinstance(module, torch.nn.Linear) and type(module).__name__ == "Linear4bit":
             yield name, module
 
 

@@ -29,7 +29,7 @@ from finetune.config.model import Model, Yarn
 from finetune.config.section import Section
 from finetune.config.training import Method
 from finetune.errors import RecipeError
-from finetune.fourbit import RoundTrip
+from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED, RoundTrip
 
 if TYPE_CHECKING:
     import torch
@@ -50,15 +50,27 @@ class Config(Section):
     method: Method
 
 
-def run(config: Mapping[str, Any], *, out: Path, base: Artifact, adapter: Artifact, say: Say = print) -> dict[str, Any]:
-    """Write `model/` and `merge.json` into `out`. Resumes: finished shards of a killed attempt are kept."""
+def run(
+    config: Mapping[str, Any], *, out: Path, base: Artifact, adapter: Artifact, bases: Artifact | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Write `model/` and `merge.json` into `out`. Resumes: finished shards of a killed attempt are kept.
+
+    `bases` is the measured choice of stage BASES, for an adapter that was trained on a 4-bit base.
+    """
     settings = Config.model_validate(config)
+    trip, tried = RoundTrip.of(adapter.facts), None
+    if bases is not None:
+        measured = checkpoint.read_json(bases.file("bases.json"))
+        tried = measured["bases"]
+        trip = trip if measured["chosen"] == ROUND_TRIPPED else None
     summary = write_merged(
         base.path,
         adapter.path,
         out,
-        identity=canonical_json({"base": base.digest, "adapter": adapter.digest}),
-        round_trip=RoundTrip.of(adapter.facts),
+        identity=canonical_json({"base": base.digest, "adapter": adapter.digest, "bases": tried}),
+        round_trip=trip,
+        bases=tried,
         default_mode=settings.model.default_mode,
         yarn=settings.model.rope_parameters,
         say=say,
@@ -115,6 +127,7 @@ def write_merged(
     round_trip: RoundTrip | None = None,
     default_mode: str | None = None,
     yarn: Yarn | None = None,
+    bases: list[dict[str, Any]] | None = None,
     say: Say = print,
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
@@ -165,10 +178,9 @@ def write_merged(
         "adapter_tensors": len(adapter.tensors),
         "merged_tensors": sorted(updates),
         "untouched_tensors": sum(len(tensors) for tensors in source.values()) - len(updates),
-        "base_used": "round-tripped 4-bit" if round_trip else "as it is",
-        "base_chosen_because": (
-            "the adapter was trained on these dequantised weights" if round_trip else "the adapter was trained on it"
-        ),
+        "base_used": ROUND_TRIPPED if round_trip else AS_IT_IS,
+        "base_chosen_because": _why(round_trip, bases),
+        "bases": bases,
         "round_trip": round_trip.describe() if round_trip else None,
         "bytes": total,
         "files": {
@@ -299,6 +311,13 @@ def _check_round_trip(trip: RoundTrip, source: Mapping[str, Mapping[str, shards.
         )  # fmt: skip
 
 
+def _why(trip: RoundTrip | None, bases: list[dict[str, Any]] | None) -> str:
+    if bases is None:
+        return "the adapter was trained on these dequantised weights" if trip else "the adapter was trained on it"
+    measured = ", ".join(f"{base['name']} {base['kl_mean']:.2g}" for base in bases)
+    return f"closest to the adapter as it was trained; mean KL in nats: {measured}"
+
+
 def _recorded(adapter_dir: Path) -> tuple[Mapping[str, Any], Model] | None:
     """What the manifest of a training stage says of this adapter; None for adapters from elsewhere."""
     if not (adapter_dir / MANIFEST).is_file():
@@ -332,4 +351,4 @@ class _Progress:
             self._say(f"merge: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB ({share:.0%}) {note}".rstrip())
 
 
-STAGE = Stage("merge", 1, run)
+STAGE = Stage("merge", 2, run)

@@ -6,7 +6,7 @@ library and `finetune.errors` may be imported at the top.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,66 +20,110 @@ _NEAR_TIE_STEPS = 2
 bfloat16 logit between 16 and 32 can only be told from one that is 0.125 away."""
 
 
-def logits_of(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> "torch.Tensor":
-    """Logits before each answer token as float32 [len(answer), vocabulary]. One row at a time: no padding."""
+Tokens = Sequence[Sequence[int]]
+
+
+def logits_of(model: Any, prompts: Tokens, answers: Tokens, batch_tokens: int = 0) -> "Iterator[torch.Tensor]":
+    """For each row in turn the logits before each answer token, float32 [len(answer), vocabulary].
+
+    Neighbours share a forward while rows x longest stays within `batch_tokens`; 0: one row at a time, no padding. What
+    is padded stands behind a row's own tokens, which never see it.
+    """
     import torch
 
-    ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
-    with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0]
-        on_host: torch.Tensor = logits.float().cpu()
-    return on_host
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    for rows in _neighbours([len(text) for text in texts], batch_tokens):
+        longest = max(len(texts[row]) for row in rows)
+        ids = torch.tensor([texts[row] + [0] * (longest - len(texts[row])) for row in rows], device=model.device)
+        with torch.inference_mode():
+            hidden = core.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            for place, row in enumerate(rows):
+                end = len(texts[row])
+                logits = core.get_output_embeddings()(hidden[place, end - len(answers[row]) : end])
+                yield logits.float().cpu()
 
 
-def store(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path) -> None:
+def _neighbours(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    longest = 0
+    for row, length in enumerate(lengths):
+        if batches and (len(batches[-1]) + 1) * max(longest, length) <= batch_tokens:
+            batches[-1].append(row)
+            longest = max(longest, length)
+        else:
+            batches.append([row])
+            longest = length
+    return batches
+
+
+def store(model: Any, prompts: Tokens, answers: Tokens, file: Path, *, batch_tokens: int = 0) -> None:
     """Write the logits before every answer token, float32, one answer after the other, without any header."""
     with file.open("wb") as handle:
-        for prompt, answer in zip(prompts, answers, strict=True):
-            handle.write(memoryview(logits_of(model, prompt, answer).numpy()).cast("B"))
+        for logits in logits_of(model, prompts, answers, batch_tokens):
+            handle.write(memoryview(logits.numpy()).cast("B"))
 
 
 def compare(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], file: Path, ids: Sequence[str],
-    dtype: str,
+    model: Any, prompts: Tokens, answers: Tokens, file: Path, ids: Sequence[str], dtype: str, *,
+    modes: Sequence[str] = (), batch_tokens: int = 0,
 ) -> dict[str, Any]:
-    """KL(stored || model) and top-1 agreement over every position of every answer; `file` is what `store` wrote."""
+    """KL(stored || model) in nats and top-1 agreement over every position of every answer; `file` is `store`'s.
+
+    `dtype` decides what a near-tie is. `modes`: the mode of each row, for figures of each mode beside the whole.
+    `kl_max_at` and the entries of `near_ties` and `disagreements` name the row and the position in its answer.
+    """
     import torch
 
     kls: list[torch.Tensor] = []
-    agreed = 0
+    agreed: list[torch.Tensor] = []
     near_ties: list[dict[str, Any]] = []
     disagreements: list[dict[str, Any]] = []
     with file.open("rb") as handle:
-        for name, prompt, answer in zip(ids, prompts, answers, strict=True):
-            ours = logits_of(model, prompt, answer)
+        for name, ours in zip(ids, logits_of(model, prompts, answers, batch_tokens), strict=True):
             theirs = torch.frombuffer(bytearray(handle.read(ours.numel() * 4)), dtype=torch.float32).reshape(ours.shape)
             p, q = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
             kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0.0))
             best = theirs.topk(2, dim=-1).values
             same = theirs.argmax(-1) == ours.argmax(-1)
-            agreed += int(same.sum())
+            agreed.append(same)
             for position in torch.nonzero(~same).flatten().tolist():
                 first, second = best[position].tolist()
                 entry = {"id": name, "position": position, "margin_nats": round(first - second, 5)}
                 near = first - second <= _NEAR_TIE_STEPS * _step(first, dtype)
                 (near_ties if near else disagreements).append(entry)
         assert not handle.read(1), "the two models were not asked the same positions"
-    kl = torch.cat(kls)
-    if not bool(torch.isfinite(kl).all()):
+    if not all(bool(torch.isfinite(kl).all()) for kl in kls):
         raise RecipeError.one(
             "parity", None, "one of the two models compared gives probabilities that are not finite",
             "a training run diverged: lower the learning rate and train again",
         )  # fmt: skip
+    worst = max(range(len(kls)), key=lambda row: float(kls[row].max()))
+    each = {
+        mode: _figures([row for row, own in enumerate(modes) if own == mode], kls, agreed)
+        for mode in dict.fromkeys(modes)
+    }  # fmt: skip
     return {
-        "kl_mean": float(kl.mean()),
-        "kl_max": float(kl.max()),
-        "top1": agreed / len(kl),
-        "n_positions": len(kl),
-        "n_prompts": len(prompts),
+        **_figures(range(len(kls)), kls, agreed),
+        "kl_max_at": {"id": ids[worst], "position": int(kls[worst].argmax())},
+        "modes": each,
         "near_ties": near_ties,
         "disagreements": disagreements,
         "near_tie": f"two best logits within {_NEAR_TIE_STEPS} steps of {dtype}",
         "over": "the adapter's own greedy answers",
+    }
+
+
+def _figures(rows: Sequence[int], kls: "list[torch.Tensor]", agreed: "list[torch.Tensor]") -> dict[str, Any]:
+    import torch
+
+    kl, same = torch.cat([kls[row] for row in rows]), torch.cat([agreed[row] for row in rows])
+    return {
+        "kl_mean": float(kl.mean()),
+        "kl_max": float(kl.max()),
+        "top1": int(same.sum()) / len(same),
+        "n_positions": len(kl),
+        "n_prompts": len(rows),
     }
 
 

@@ -28,11 +28,12 @@ _MODULES = {
     "pairs": ("finetune.pairs", "STAGE", "Config"),
     "dpo": ("finetune.dpo", "STAGE", "Config"),
     "score": ("finetune.score.stage", "STAGE", "Config"),
+    "bases": ("finetune.bases", "STAGE", "Config"),
     "merge": ("finetune.merge", "STAGE", "Config"),
     "proof": ("finetune.proof", "STAGE", "Config"),
     "handoff": ("finetune.handoff", "STAGE", "Config"),
 }
-_KEPT = {"pairs": ".samples.jsonl", "score": ".answers-*.jsonl"}
+_KEPT = {"pairs": ".samples.jsonl", "score": ".answers-*.jsonl", "bases": ".answers.jsonl", "proof": ".answers.jsonl"}
 """Lines of work that a killed attempt left behind."""
 
 
@@ -57,7 +58,8 @@ def look(recipe: Recipe) -> tuple[tuple[StageState, ...], dict[str, Counted]]:
 def order_of(recipe: Recipe) -> list[str]:
     """Names of all stages, in the order in which `train.run` builds them."""
     training = [name for stage in recipe.stages for name in (("pairs", "dpo") if stage == "dpo" else (stage,))]
-    return ["prepare", *training, "score", "merge", "proof", "handoff"]
+    four_bit = ["bases"] if recipe.method.bnb is not None else []
+    return ["prepare", *training, "score", *four_bit, "merge", "proof", "handoff"]
 
 
 def _start(recipe: Recipe) -> tuple[dict[str, Artifact] | None, str]:
@@ -116,6 +118,7 @@ def _inputs(
     else:
         wanted |= {"adapter": before[-1]}
     wanted |= {"preferences": "pairs"} if name == "dpo" else {}
+    wanted |= {"bases": "bases"} if name == "merge" and recipe.method.bnb is not None else {}
     wanted |= {"checkpoint": "merge"} if name in ("proof", "handoff") else {}
     wanted |= {"scores": "score", "proof": "proof"} if name == "handoff" else {}
     if not all(stage in done for stage in wanted.values()):

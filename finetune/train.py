@@ -29,8 +29,8 @@ see also: finetune --help; finetune plan recipe=NAME"""
 
 
 def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -> Path:
-    """PREPARE, the training stages, then SCORE, MERGE, proof and HANDOFF. Returns the bundle's directory."""
-    from finetune import dpo, handoff, merge, pairs, proof, sft
+    """PREPARE, the training stages, SCORE, BASES (4-bit only), MERGE, PROOF and HANDOFF. Returns the bundle's directory."""
+    from finetune import bases, dpo, handoff, merge, pairs, proof, sft
     from finetune.base import find_base
     from finetune.corpus import prepare
     from finetune.corpus.read import find_documents
@@ -81,7 +81,10 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         if not is_first():
             return work / "bundle"
         scores = child(score, {"machine": machine}, base=base, prepared=prepared, adapter=adapter)
-        merged = child(merge, {}, base=base, adapter=adapter)
+        inputs = {"base": base, "adapter": adapter}
+        if recipe.method.bnb is not None:
+            inputs["bases"] = child(bases, {"machine": machine}, **inputs, prepared=prepared)
+        merged = child(merge, {}, **inputs)
         inputs = {"base": base, "prepared": prepared, "adapter": adapter, "checkpoint": merged}
         parity = child(proof, {"machine": machine}, **inputs)
         tracker.follow(scores, parity)

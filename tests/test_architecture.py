@@ -13,16 +13,16 @@ PACKAGE = ROOT / "finetune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "artifacts", "config"},
-    {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint",
+    {"errors", "findings", "artifacts", "config"},
+    {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint", "signing",
      "order", "pulse", "resume", "spikes", "template"},
     {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter",
-     "fourbit", "head", "parity",
+     "fourbit", "head", "parity", "asked", "exact",
      "arguments", "attention", "reference", "sequence"},
-    {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff", "report"},
+    {"sft", "dpo", "pairs", "bases", "merge", "proof", "score", "handoff", "report"},
     {"train", "progress", "show", "cli"},
 ]
-STAGES = {"sft", "dpo", "pairs", "merge", "proof", "score", "handoff"}
+STAGES = {"sft", "dpo", "pairs", "bases", "merge", "proof", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}
 
 

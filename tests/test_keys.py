@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune import dpo, handoff, merge, pairs, proof, sft
+from finetune import bases, dpo, handoff, merge, pairs, proof, sft
 from finetune.config import Recipe, load
 from finetune.corpus import prepare
 from finetune.score import stage as score
@@ -13,9 +13,10 @@ from finetune.train import identity
 
 CONFIGS = {
     "prepare": prepare.Config, "cpt": sft.CptConfig, "sft": sft.Config, "pairs": pairs.Config, "dpo": dpo.Config,
-    "score": score.Config, "merge": merge.Config, "proof": proof.Config, "handoff": handoff.Config,
+    "score": score.Config, "bases": bases.Config, "merge": merge.Config, "proof": proof.Config,
+    "handoff": handoff.Config,
 }  # fmt: skip
-TRAINED = "cpt sft pairs dpo score merge proof handoff"
+TRAINED = "cpt sft pairs dpo score bases merge proof handoff"
 CHANGES = {
     "seed=7": "prepare cpt sft pairs dpo score handoff",
     "prepare.split.test=0.3": "prepare handoff",

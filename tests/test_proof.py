@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from checkpoints import MODEL, make_adapter, make_base
 
-from finetune import merge, proof
+from finetune import asked, merge, proof
 from finetune.artifacts import Artifact, hash_file
 from finetune.config.machine import Machine
 from finetune.errors import RecipeError
@@ -40,7 +40,7 @@ def prove(folder: Path, config: dict, base: Artifact, adapter: Artifact, checkpo
     prepared = write_prepared(folder / f"prepared{len(list(folder.iterdir()))}")
     proof.run(config, out=out, base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint, machine=MACHINE,
               **SILENT)  # fmt: skip
-    assert [path.name for path in out.iterdir()] == ["parity.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "parity.json"]
     return json.loads((out / "parity.json").read_text())
 
 
@@ -123,5 +123,5 @@ def test_no_test_rows_is_an_error_and_not_a_perfect_score(tmp_path, config):
 
 def test_every_task_is_asked_however_few_prompts(tmp_path):
     prepared = write_prepared(tmp_path / "prepared", rows=10)
-    assert {row.task for row in proof.choose_rows(prepared.file("test.jsonl"), 2)} == {"t0", "t1"}
-    assert len(proof.choose_rows(prepared.file("test.jsonl"), 99)) == 10
+    assert {row.task for row in asked.choose_rows(prepared.file("test.jsonl"), 2)} == {"t0", "t1"}
+    assert len(asked.choose_rows(prepared.file("test.jsonl"), 99)) == 10
