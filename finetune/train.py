@@ -29,7 +29,7 @@ see also: finetune --help; finetune plan recipe=NAME"""
 
 
 def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -> Path:
-    """PREPARE, the training stages, SCORE, BASES (4-bit only), MERGE, PROOF and HANDOFF. Returns the bundle's directory."""
+    """PREPARE, training, SCORE, BASES (4-bit only), MERGE, PROOF and HANDOFF. Returns the bundle's directory."""
     from finetune import bases, dpo, handoff, merge, pairs, proof, sft
     from finetune.base import find_base
     from finetune.corpus import prepare
