@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune import __version__
 from finetune.errors import RecipeError
+from finetune.verify import command as receipt
 
 EPILOG = """examples:
   finetune plan recipe=legal model=qwen3_32b machine=a100x8
@@ -60,13 +61,18 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     merge = commands.add_parser("merge", help="merge a PEFT adapter into its base, tensor by tensor")
     merge.add_argument("--base", type=Path, required=True)
-    merge.add_argument("--adapter", type=Path, required=True)
+    merge.add_argument(
+        "--adapter", type=Path, required=True, action="append", help="a PEFT adapter; several are merged in this order"
+    )
     merge.add_argument("--out", type=Path, required=True)
     merge.set_defaults(run=_merge)
     verify = commands.add_parser("verify", help="check a checkpoint or bundle as its receiver would")
     verify.add_argument("directory", type=Path)
-    verify.add_argument("--deep", action="store_true", help="also hashes and finite values, with progress")
-    verify.set_defaults(run=_verify)
+    receipt.options(verify)
+    verify.set_defaults(run=receipt.run)
+    keygen = commands.add_parser("keygen", help="make a key pair to sign bundles with (handoff.signing_key)")
+    keygen.add_argument("folder", type=Path, help="signing.key (secret, mode 0600) and signing.pub are written there")
+    keygen.set_defaults(run=_keygen)
     return parser
 
 
@@ -141,17 +147,17 @@ def _config(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from finetune.merge import merge_adapter
 
-    merge_adapter(options.base, options.adapter, options.out, say=lambda line: print(line, flush=True))
+    first, *then = options.adapter
+    merge_adapter(options.base, first, options.out, then=then, say=lambda line: print(line, flush=True))
     return 0
 
 
-def _verify(options: argparse.Namespace) -> int:
-    from finetune.verify import verify
+def _keygen(options: argparse.Namespace) -> int:
+    from finetune.signing import keygen
 
-    problems = verify(options.directory, deep=options.deep)
-    if problems:
-        raise RecipeError(problems)
-    print(f"{options.directory}: nothing wrong found" + ("" if options.deep else " (add --deep for hashes and values)"))
+    private, public = keygen(options.folder)
+    print(f"secret: {private} (for handoff.signing_key; keep it to yourself)")
+    print(f"public: {public} (give it to receivers, by another way than the bundle)")
     return 0
 
 

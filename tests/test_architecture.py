@@ -16,9 +16,9 @@ LAYERS = [
     {"errors", "findings", "artifacts", "config"},
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint", "signing",
      "order", "pulse", "resume", "spikes", "template"},
-    {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter",
+    {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "deltas", "stream",
      "fourbit", "head", "parity", "asked", "exact",
-     "arguments", "attention", "reference", "sequence"},
+     "arguments", "attention", "fused", "reference", "sequence"},
     {"sft", "dpo", "pairs", "bases", "merge", "proof", "score", "handoff", "report"},
     {"train", "progress", "show", "cli"},
 ]
@@ -26,7 +26,7 @@ STAGES = {"sft", "dpo", "pairs", "bases", "merge", "proof", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}
 
 
-TRAINER = {"head", "arguments", "attention", "collective", "guard", "loop", "sequence"}
+TRAINER = {"head", "arguments", "attention", "collective", "fused", "guard", "loop", "sequence"}
 """Classes on top of torch and the Trainer: stage modules import these rooms inside their functions."""
 
 

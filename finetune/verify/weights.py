@@ -1,15 +1,14 @@
-"""Tensor names, shapes and values against what the config promises."""
+"""Tensor names and shapes against what the config promises."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import Problem
+from finetune.findings import Finding, finding
 from finetune.shards import Tensor
+from finetune.verify import quantised
 
-_CHUNK = 32 << 20
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_FLOATS = ("F32", "BF16", "F16")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -42,109 +41,92 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | N
         block |= {f"self_attn.{part}_proj.bias": block[f"self_attn.{part}_proj.weight"][:1] for part in "qkvo"}
     if config.get("mlp_bias"):
         block |= {f"mlp.{part}_proj.bias": block[f"mlp.{part}_proj.weight"][:1] for part in ("gate", "up", "down")}
-    shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (int(config["vocab_size"]), hidden)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (int(config["vocab_size"]), hidden)}
     for layer in range(int(config["num_hidden_layers"])):
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
-        shapes[_HEAD] = shapes[_EMBEDDING]
+        shapes[HEAD] = shapes[EMBEDDING]
     return shapes
 
 
 def check_names_and_shapes(
-    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, quantised: bool
-) -> Iterator[Problem]:
+    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str]
+) -> Iterator[Finding]:
     """Missing, foreign and misshapen tensors: a server fills what is missing with whatever memory holds."""
     where = str(directory / "config.json")
     try:
         shapes = expected_shapes(config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        yield Problem(where, None, f"the config lacks a number that the shapes follow from ({error!r})",
+        yield finding("config-number", where, None, f"a number that the shapes follow from is not there ({error!r})",
                       "restore config.json of the base")  # fmt: skip
         return
     if shapes is None:
+        notes.append(f"not checked: names and shapes of tensors (model_type {config.get('model_type')}: unknown here)")
         return
-    if quantised:
-        packed = [name for name in tensors if name.endswith((".weight_packed", ".weight_scale", ".qweight"))]
-        if not packed:
-            yield Problem(
-                f"{where}: quantization_config", config["quantization_config"].get("quant_method"),
-                "the config says quantised, the weights are not", "remove quantization_config",
-            )  # fmt: skip
-            return
-        shapes = {name: shape for name, shape in shapes.items() if f"{name}_packed" in tensors or name in tensors}
-        tensors = {name: tensor for name, tensor in tensors.items() if name in shapes and tensor.dtype in _FLOATS}
-        shapes = {name: shape for name, shape in shapes.items() if name in tensors}
     present = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    allowed = set(shapes) | {_HEAD}
+    if isinstance(config.get("quantization_config"), dict):
+        wrong, accounted = quantised.check(where, config["quantization_config"], shapes, present, notes)
+        yield from wrong
+        if accounted is None:
+            return
+        shapes = {name: shape for name, shape in shapes.items() if name not in accounted}
+        present = {name: tensor for name, tensor in present.items() if name not in accounted}
     missing = [name for name in shapes if name not in present]
-    foreign = [name for name in present if name not in allowed]
-    if _HEAD in missing:
-        missing.remove(_HEAD)
-        yield Problem(
-            f"{where}: tie_word_embeddings", config.get("tie_word_embeddings"),
+    foreign = [name for name in present if name not in shapes and name != HEAD]
+    if HEAD in missing:
+        missing.remove(HEAD)
+        yield finding(
+            "tie-flag", f"{where}: tie_word_embeddings", config.get("tie_word_embeddings"),
             "there is no lm_head.weight, and the config does not say that the head is tied to the embedding",
             "set tie_word_embeddings to true, or add the head's weights",
         )  # fmt: skip
-    rows = tensors[_EMBEDDING].shape[0] if _EMBEDDING in tensors else None
-    if rows is not None and rows != shapes[_EMBEDDING][0]:
-        yield Problem(f"{where}: vocab_size", config["vocab_size"], f"the embedding has {rows} rows",
+    rows = present[EMBEDDING].shape[0] if EMBEDDING in present and present[EMBEDDING].shape else None
+    if rows is not None and rows != shapes[EMBEDDING][0]:
+        yield finding("vocabulary-rows", f"{where}: vocab_size", config["vocab_size"], f"the embedding has {rows} rows",
                       f"set vocab_size to {rows}")  # fmt: skip
+    elif rows is not None and present[EMBEDDING].shape != shapes[EMBEDDING]:
+        yield _misshapen(EMBEDDING, present[EMBEDDING].shape, shapes[EMBEDDING])
     if missing:
-        yield Problem(_some(missing), None, f"{len(missing)} tensors that the config promises are not in the files",
+        yield finding("missing-tensor", _some(missing), None,
+                      f"{len(missing)} tensors that the config promises are not in the files",
                       "save the model again, or restore config.json")  # fmt: skip
     if foreign:
-        yield Problem(_some(foreign), None, f"{len(foreign)} tensors that this architecture does not know",
-                      _advice(foreign))  # fmt: skip
-    for name in (name for name in shapes if name in present and name not in (_EMBEDDING, _HEAD)):
+        yield finding("foreign-tensor", _some(foreign), None,
+                      f"{len(foreign)} tensors that this architecture does not know", _advice(foreign))  # fmt: skip
+    for name in (name for name in shapes if name in present and name not in (EMBEDDING, HEAD)):
         if present[name].shape != shapes[name]:
-            yield Problem(
-                name, list(present[name].shape), f"the config makes it {list(shapes[name])}",
-                "restore the config (num_attention_heads, num_key_value_heads, head_dim, intermediate_size)",
-            )  # fmt: skip
-    if _HEAD in present and rows is not None and present[_HEAD].shape != tensors[_EMBEDDING].shape:
-        yield Problem(_HEAD, list(present[_HEAD].shape), "head and embedding differ in shape", "save the model again")
+            yield _misshapen(name, present[name].shape, shapes[name])
+        elif not present[name].dtype.startswith(("F", "BF")):
+            yield finding("tensor-type", name, present[name].dtype,
+                          "weights are floats, unless the config says quantised",
+                          "save the model again, or restore quantization_config")  # fmt: skip
+    if HEAD in present and rows is not None and present[HEAD].shape != present[EMBEDDING].shape:
+        yield finding("head-shape", HEAD, list(present[HEAD].shape), "head and embedding differ in shape",
+                      "save the model again")  # fmt: skip
 
 
-def check_values(config: Mapping[str, Any], tensors: Mapping[str, Tensor], say: Callable[[str], None]) -> list[Problem]:
-    """NaN or infinity anywhere, and a tied head that is not the embedding. Reads every byte once."""
-    problems, done, said = [], 0, 0
-    total = sum(tensor.bytes for tensor in tensors.values())
-    for name, tensor in tensors.items():
-        if tensor.dtype in _FLOATS and not all(_finite(tensor.dtype, chunk) for chunk in _chunks(tensor)):
-            problems.append(Problem(name, tensor.file.name, "holds NaN or infinity", "merge again from good weights"))
-        done += tensor.bytes
-        if (done - said) * 10 >= total:
-            said = done
-            say(f"verify: {done / 1e9:.2f} of {total / 1e9:.2f} GB read")
-    if config.get("tie_word_embeddings") and _HEAD in tensors and _EMBEDDING in tensors:
-        pairs = zip(_chunks(tensors[_HEAD]), _chunks(tensors[_EMBEDDING]), strict=False)
-        if any(ours != theirs for ours, theirs in pairs):
-            problems.append(Problem(
-                "tie_word_embeddings", True, "the head differs from the embedding it is said to be tied to, and "
-                "readers disagree which of them counts", "set tie_word_embeddings to false",
-            ))  # fmt: skip
-    return problems
+def check_layout(file: Path, tensors: Sequence[Tensor]) -> Iterator[Finding]:
+    """Tensors of one file, in file order, must fill it: readers refuse holes, and overlaps hide bytes twice used."""
+    if not tensors:
+        return
+    position = tensors[0].start
+    for tensor in tensors:
+        if tensor.start != position:
+            yield finding("torn-weights", file, tensor.name, "a hole or an overlap before this tensor",
+                          "save the model again")  # fmt: skip
+            return
+        position = tensor.end
+    if position != file.stat().st_size:
+        yield finding("torn-weights", file, None, f"{file.stat().st_size - position} bytes after the last tensor",
+                      "copy the file again")  # fmt: skip
 
 
-def _chunks(tensor: Tensor) -> Iterator[bytes]:
-    with tensor.file.open("rb") as handle:
-        handle.seek(tensor.start)
-        left = tensor.bytes
-        while left:
-            chunk = handle.read(min(_CHUNK, left))
-            assert chunk, f"{tensor.file} became shorter while it was read"
-            left -= len(chunk)
-            yield chunk
-
-
-def _finite(dtype: str, chunk: bytes) -> bool:
-    """A float whose exponent bits are all ones is NaN or infinite."""
-    import numpy as np
-
-    kind, mask = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}[dtype]
-    bits = np.frombuffer(chunk, dtype=kind)
-    return not bool(((bits & np.array(mask, dtype=kind)) == mask).any())
+def _misshapen(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Finding:
+    return finding(
+        "tensor-shape", name, list(shape), f"the config makes it {list(wanted)}",
+        "restore the config (num_attention_heads, num_key_value_heads, head_dim, intermediate_size)",
+    )  # fmt: skip
 
 
 def _advice(names: list[str]) -> str:
