@@ -1,12 +1,16 @@
-"""Causal attention inside each document of a flat row, and nothing else: no padding, no mask, no leak.
+"""Causal attention inside each document of a flat row, and nothing else: no mask, no leak.
 
 A flat row is (1, tokens): documents one after another, `position_ids` starting again with each and `cu_seq_lens_q` with
 their bounds, as TRL's padding-free collator makes it and as flash-attn's kernels read it. For `sdpa` and `eager`
 transformers would build a (tokens, tokens) mask from the positions. A document at a time costs half of that for packs
 of 2048 tokens and needs no mask that could be forgotten: without `cu_seq_lens_q` the call fails.
+
+Short documents of like length are attended to together, each filled up on the right with its own last token: no token
+looks to its right, and what stands in the places filled up is left out again.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +18,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 MASKED = ("sdpa", "eager")
 """What would need a mask to keep documents apart; flash_attention_2 and _3 read `cu_seq_lens_q` themselves."""
+
+_SHORT = 512
+"""Tokens: a longer document keeps a kernel busy by itself."""
+_LIKE = 0.85
+"""The shortest document of a group over its longest: at most 18 % of the places of a group are filled up."""
 
 
 def attend_documents(model: Any) -> None:
@@ -34,19 +43,87 @@ def _attend(
     assert given.get("sliding_window") is None, "a document is attended to as a whole"
     bounds = given.get("cu_seq_lens_q")
     assert bounds is not None, "where a document ends was not said: it would attend to its neighbour"
-    sizes = _sizes_of(bounds)
-    assert (query.size(0), query.size(2)) == (1, sum(sizes)), "not one flat row"
-    parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
-    return torch.cat([kernel(*part, scaling=scaling, dropout=dropout).transpose(1, 2) for part in parts], 1), None
+    groups = _groups_of(bounds)
+    assert (query.size(0), query.size(2)) == (1, len(groups.home)), "not one flat row"
+    rows = (states[0].transpose(0, 1) for states in (query, key, value))  # (tokens, heads, size)
+    spread = (_Move.apply(states, groups.source, groups.home, None) for states in rows)
+    parts = zip(*(states.split([count * length for count, length in groups.shapes]) for states in spread), strict=True)
+    answers = []
+    for (count, length), part in zip(groups.shapes, parts, strict=True):
+        alike = (states.view(count, length, *states.shape[1:]).transpose(1, 2) for states in part)
+        answers.append(kernel(*alike, scaling=scaling, dropout=dropout).transpose(1, 2).flatten(0, 1))
+    return _Move.apply(torch.cat(answers), groups.home, groups.source, groups.filled)[None], None
 
 
-def _sizes_of(bounds: torch.Tensor) -> list[int]:
-    """Tokens of each document, read from the device once a forward: every layer is given the same tensor, and on CUDA
-    each reading waits for all work before it."""
-    found: list[int] | None = getattr(bounds, "document_sizes", None)
+# --- documents of like length together -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Places for the tokens of a flat row, group after group and in a group document after document."""
+
+    shapes: tuple[tuple[int, int], ...]
+    """Of each group: documents, places of each."""
+    source: torch.Tensor
+    """(places,): the token that stands in a place."""
+    home: torch.Tensor
+    """(tokens,): the place of a token."""
+    filled: torch.Tensor
+    """Places that were filled up."""
+
+
+class _Move(torch.autograd.Function):
+    """Rows of `states` in the order `there`; `back` undoes it. Nothing is summed where a row was taken twice: what was
+    filled up has no gradient. Where the places are left again (`filled` given), their gradient is made zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, there: torch.Tensor, back: torch.Tensor, filled: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(back, filled)
+        return states.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        back, filled = ctx.saved_tensors
+        moved = gradients[0].index_select(0, back)
+        return moved if filled is None else moved.index_fill_(0, filled, 0), None, None, None
+
+
+def _groups_of(bounds: torch.Tensor) -> _Groups:
+    """Read from the device once a forward: every layer is given the same tensor, and on CUDA each reading waits for
+    all work before it."""
+    found: _Groups | None = getattr(bounds, "document_groups", None)
     if found is None:
-        found = bounds.document_sizes = bounds.diff().tolist()
+        found = bounds.document_groups = _group(bounds.diff().tolist(), bounds.device)
     return found
+
+
+def _group(sizes: list[int], device: torch.device) -> _Groups:
+    """Documents of `sizes` tokens by length, the longest first; a new group begins where one is too short for it."""
+    starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    groups: list[list[int]] = []
+    for document in sorted(range(len(sizes)), key=lambda document: -sizes[document]):
+        longest = sizes[groups[-1][0]] if groups else 0
+        if not groups or longest > _SHORT or sizes[document] < _LIKE * longest:
+            groups.append([])
+        groups[-1].append(document)
+    source, filled, home = [], [], torch.empty(starts[-1], dtype=torch.long)
+    place = 0
+    for group in groups:
+        width = torch.arange(sizes[group[0]])
+        for document in group:
+            start, size = starts[document], sizes[document]
+            source.append(start + width.clamp(max=size - 1))
+            home[start : start + size] = place + width[:size]
+            filled.append(place + width[size:])
+            place += len(width)
+    shapes = tuple((len(group), sizes[group[0]]) for group in groups)
+    return _Groups(shapes, *(index.to(device) for index in (torch.cat(source), home, torch.cat(filled))))
+
+
+# --- kernels: (documents, heads, length, size), keys and values with fewer heads -------------------------------------
 
 
 def _sdpa(
@@ -61,13 +138,14 @@ def _eager(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float, dropout: float
 ) -> torch.Tensor:
     """transformers' `eager_attention_forward`, without repeating keys and values for the heads that share them."""
-    shared = query.unflatten(1, (key.size(1), -1))
-    weights = torch.matmul(shared, key.unsqueeze(2).transpose(3, 4)) * scaling
-    length = query.size(2)
-    weights = weights + _later(1 << (length - 1).bit_length(), query.dtype, query.device)[:length, :length]
+    length, size = query.shape[2:]
+    shared = query.size(0) * key.size(1)
+    rows = query.reshape(shared, -1, size)  # query heads that share a key head, one after another
+    weights = torch.bmm(rows, key.reshape(shared, length, size).transpose(1, 2)).view(shared, -1, length, length)
+    weights = weights * scaling + _later(1 << (length - 1).bit_length(), query.dtype, query.device)[:length, :length]
     weights = torch.nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = torch.nn.functional.dropout(weights, p=dropout)
-    return torch.matmul(weights, value.unsqueeze(2)).flatten(1, 2)
+    return torch.bmm(weights.flatten(1, 2), value.reshape(shared, length, size)).view(query.shape)
 
 
 @functools.lru_cache(maxsize=32)
