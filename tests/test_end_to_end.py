@@ -79,7 +79,7 @@ def test_one_command_without_network_leads_from_documents_to_a_bundle(undisturbe
     held = {path.name for path in (undisturbed / "bundle").iterdir()}
     assert {
         "model", "adapter", "report.html", "report.json", "REPORT.md", "README.md", "lineage.json", "config.yaml",
-        "SHA256SUMS", "serve.sh",
+        "SHA256SUMS", "serve",
     } <= held  # fmt: skip
     assert not list(undisturbed.glob("*.partial"))
 

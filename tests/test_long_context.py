@@ -176,28 +176,3 @@ def test_yarn_changes_the_identity_of_what_is_trained_with_it() -> None:
     yarn = "model.rope_parameters={factor: 4, original_max_position_embeddings: 32768}"
     for config in (sft.CptConfig, sft.Config, pairs.Config, dpo.Config, merge.Config):
         assert key(config) != key(config, yarn)
-
-
-def test_the_server_offers_the_whole_context_and_extends_the_base_where_the_adapter_is_served_alone(
-    tmp_path: Path,
-) -> None:
-    from finetune.handoff import serving
-
-    model = load(["recipe=legal", "model=qwen3_32b_128k"]).model
-    for name, content in (("model", {"rope_theta": 1e6}), ("adapter", {"r": 8})):
-        (tmp_path / name).mkdir()
-        file = {"model": "config.json", "adapter": "adapter_config.json"}[name]
-        (tmp_path / name / file).write_text(json.dumps(content))
-    script = serving.script(tmp_path / "model", tmp_path / "adapter", "legal", model)
-    assert "${MAX_MODEL_LEN:-131072}" in script
-    (line,) = [line for line in script.splitlines() if "--hf-overrides" in line]
-    told = json.loads(line[line.index("{") : line.rindex("}") + 1])
-    assert told["max_position_embeddings"] == 131_072
-    assert told["rope_parameters"] == {
-        "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768
-    }  # fmt: skip
-    assert line.startswith("#")
-    assert line.endswith(chr(92))
-    plain = serving.script(tmp_path / "model", tmp_path / "adapter", "legal", load(["recipe=legal"]).model)
-    assert "${MAX_MODEL_LEN:-8192}" in plain
-    assert "hf-overrides" not in plain

