@@ -41,7 +41,7 @@ def logits_of(model: Any, prompts: Tokens, answers: Tokens, batch_tokens: int = 
             for place, row in enumerate(rows):
                 end = len(texts[row])
                 logits = core.get_output_embeddings()(hidden[place, end - len(answers[row]) : end])
-                yield logits.float().cpu()
+                yield logits.float()
 
 
 def _neighbours(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -61,7 +61,7 @@ def store(model: Any, prompts: Tokens, answers: Tokens, file: Path, *, batch_tok
     """Write the logits before every answer token, float32, one answer after the other, without any header."""
     with file.open("wb") as handle:
         for logits in logits_of(model, prompts, answers, batch_tokens):
-            handle.write(memoryview(logits.numpy()).cast("B"))
+            handle.write(memoryview(logits.cpu().numpy()).cast("B"))
 
 
 def compare(
@@ -81,12 +81,13 @@ def compare(
     disagreements: list[dict[str, Any]] = []
     with file.open("rb") as handle:
         for name, ours in zip(ids, logits_of(model, prompts, answers, batch_tokens), strict=True):
-            theirs = torch.frombuffer(bytearray(handle.read(ours.numel() * 4)), dtype=torch.float32).reshape(ours.shape)
+            read = torch.frombuffer(bytearray(handle.read(ours.numel() * 4)), dtype=torch.float32)
+            theirs = read.reshape(ours.shape).to(ours.device)
             p, q = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)
-            kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0.0))
+            kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0.0).cpu())
             best = theirs.topk(2, dim=-1).values
             same = theirs.argmax(-1) == ours.argmax(-1)
-            agreed.append(same)
+            agreed.append(same.cpu())
             for position in torch.nonzero(~same).flatten().tolist():
                 first, second = best[position].tolist()
                 entry = {"id": name, "position": position, "margin_nats": round(first - second, 5)}
