@@ -108,6 +108,16 @@ def sign(directory: Path, private_key: Path) -> Path:
     return file
 
 
+def signed_with(directory: Path, private_key: Path) -> bool:
+    """Whether `model.sig` is there and this key made it. No file is hashed: what it signs may have been changed."""
+    try:
+        envelope, hint = _read(directory / SIGNATURE)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not one of ours to the byte
+        return False
+    public = _load_private(private_key).public_key()
+    return hint == _hint(public) and _valid(public, envelope)
+
+
 def check(directory: Path, public_key: Path | None) -> list[Problem]:
     """What is wrong with the signature of `directory` and the files it lists; reads every byte of them.
 
