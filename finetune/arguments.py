@@ -89,7 +89,7 @@ def build(
         ) from error
     if on_cpu:
         # accelerate calls a rank's CPU cpu:0, for torch another device than cpu: every move copied the whole base.
-        made.__dict__["_setup_devices"] = made.distributed_state.device = device
+        made.__dict__["_setup_devices"] = made.distributed_state.device = torch.device("cpu")
     if machine.layout == "zero3" and on_cpu:
         import deepspeed
 
