@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune import __version__
+from finetune import __version__, serve
 from finetune.errors import RecipeError
 from finetune.verify import command as receipt
 
@@ -15,6 +15,7 @@ EPILOG = """examples:
   finetune plan recipe=legal model=qwen3_32b machine=a100x8
   finetune train recipe=legal model=smollm2_135m
   finetune verify work/legal/bundle --deep
+  finetune serve work/legal/bundle --check
 the main job over several GPUs: accelerate launch finetune/train.py recipe=legal"""
 
 
@@ -73,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     keygen = commands.add_parser("keygen", help="make a key pair to sign bundles with (handoff.signing_key)")
     keygen.add_argument("folder", type=Path, help="signing.key (secret, mode 0600) and signing.pub are written there")
     keygen.set_defaults(run=_keygen)
+    text = "start vLLM on a bundle, or ask it the golden prompts and compare (--check)"
+    server = commands.add_parser("serve", help=text, description=text)
+    serve.options(server)
+    server.set_defaults(run=serve.run)
     return parser
 
 

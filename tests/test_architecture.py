@@ -20,7 +20,7 @@ LAYERS = [
      "fourbit", "head", "parity", "asked", "exact",
      "arguments", "attention", "fused", "reference", "sequence"},
     {"sft", "dpo", "pairs", "bases", "merge", "proof", "score", "handoff", "report"},
-    {"train", "progress", "show", "cli"},
+    {"train", "progress", "show", "serve", "cli"},
 ]
 STAGES = {"sft", "dpo", "pairs", "bases", "merge", "proof", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}
