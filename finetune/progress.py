@@ -31,6 +31,7 @@ _MODULES = {
     "bases": ("finetune.bases", "STAGE", "Config"),
     "merge": ("finetune.merge", "STAGE", "Config"),
     "proof": ("finetune.proof", "STAGE", "Config"),
+    "export": ("finetune.export", "STAGE", "Config"),
     "handoff": ("finetune.handoff", "STAGE", "Config"),
 }
 _KEPT = {"pairs": ".samples.jsonl", "score": ".answers-*.jsonl", "bases": ".answers.jsonl", "proof": ".answers.jsonl"}
@@ -59,7 +60,8 @@ def order_of(recipe: Recipe) -> list[str]:
     """Names of all stages, in the order in which `train.run` builds them."""
     training = [name for stage in recipe.stages for name in (("pairs", "dpo") if stage == "dpo" else (stage,))]
     four_bit = ["bases"] if recipe.method.bnb is not None else []
-    return ["prepare", *training, "score", *four_bit, "merge", "proof", "handoff"]
+    quantised = ["export"] if recipe.export else []
+    return ["prepare", *training, "score", *four_bit, "merge", "proof", *quantised, "handoff"]
 
 
 def _start(recipe: Recipe) -> tuple[dict[str, Artifact] | None, str]:
@@ -108,6 +110,10 @@ def _inputs(
     """What `train.run` hands to the stage; None where one of them is not finished."""
     if name == "prepare":
         return dict(start)
+    if name == "export":
+        wanted = {"prepared": "prepare", "checkpoint": "merge", "scores": "score", "proof": "proof"}
+        ready = all(stage in done for stage in wanted.values())
+        return {given: done[stage] for given, stage in wanted.items()} if ready else None
     trained = list(recipe.stages)
     before = trained[: trained.index(name)] if name in trained else trained
     if name == "pairs":
@@ -121,6 +127,7 @@ def _inputs(
     wanted |= {"bases": "bases"} if name == "merge" and recipe.method.bnb is not None else {}
     wanted |= {"checkpoint": "merge"} if name in ("proof", "handoff") else {}
     wanted |= {"scores": "score", "proof": "proof"} if name == "handoff" else {}
+    wanted |= {"exported": "export"} if name == "handoff" and recipe.export else {}
     if not all(stage in done for stage in wanted.values()):
         return None
     return {"base": start["base"]} | {given: done[stage] for given, stage in wanted.items()}
@@ -136,6 +143,9 @@ def _left(name: str, partial: Path) -> str:
         except (OSError, ValueError):
             return ""
         return f"{len(state['shards'])} files merged"
+    if name == "export":
+        made = sum(path.is_dir() for scheme in ("w4a16", "w8a8") for path in partial.glob(scheme))
+        return f"{made} models quantised" if made else ""
     if name in _KEPT:
         lines = sum(file.read_bytes().count(b"\n") for file in partial.glob(_KEPT[name]))
         return f"{lines} batches of answers kept" if lines else ""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune import bases, dpo, handoff, merge, pairs, proof, sft
+from finetune import bases, dpo, export, handoff, merge, pairs, proof, sft
 from finetune.config import Recipe, load
 from finetune.corpus import prepare
 from finetune.score import stage as score
@@ -13,14 +13,14 @@ from finetune.train import identity
 
 CONFIGS = {
     "prepare": prepare.Config, "cpt": sft.CptConfig, "sft": sft.Config, "pairs": pairs.Config, "dpo": dpo.Config,
-    "score": score.Config, "bases": bases.Config, "merge": merge.Config, "proof": proof.Config,
+    "score": score.Config, "bases": bases.Config, "merge": merge.Config, "proof": proof.Config, "export": export.Config,
     "handoff": handoff.Config,
 }  # fmt: skip
 TRAINED = "cpt sft pairs dpo score bases merge proof handoff"
 CHANGES = {
-    "seed=7": "prepare cpt sft pairs dpo score handoff",
+    "seed=7": "prepare cpt sft pairs dpo score export handoff",
     "prepare.split.test=0.3": "prepare handoff",
-    "tasks.fields.train_rows=300": "prepare pairs score handoff",
+    "tasks.fields.train_rows=300": "prepare pairs score export handoff",
     "sft.max_length=200": "prepare sft handoff",
     "sft.trl.learning_rate=1e-5": "sft handoff",
     "sft.max_steps=3": "sft handoff",
@@ -29,13 +29,16 @@ CHANGES = {
     "dpo.pairs.temperature=0.5": "pairs dpo handoff",
     "method.lora.r=8": TRAINED,
     "method=qlora": TRAINED,
-    "model.dtype=float32": TRAINED,
+    "model.dtype=float32": TRAINED.replace("handoff", "export handoff"),
     "model.attn_implementation=sdpa": TRAINED,
     "model.default_mode=think": f"prepare {TRAINED}",
-    "score.resamples=2000": "score handoff",
+    "score.resamples=2000": "score export handoff",
     "score.general_tokens=100": "score handoff",
     "score.parity_prompts=5": "proof handoff",
     "gates.gain_above=0.1": "handoff",
+    "export=[w4a16]": "export",
+    "quantise.group_size=64": "export",
+    "gates.export_loss_max=0.5": "handoff",
     # Said on the card and nowhere else.
     "model.note=x": "handoff",
     "model.licence=x": "handoff",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.checks import data, machine, preferences, training
+from finetune.checks import data, export, machine, preferences, training
 from finetune.checks.passed import check_passed
 from finetune.config import Recipe
 from finetune.errors import Problem
@@ -46,9 +46,11 @@ def check(
         *machine.check_layout(recipe),
         *machine.check_sequence(recipe),
         *machine.check_launcher(recipe, environment),
+        *export.check_export(recipe),
         *training.check_release(recipe, environment),
         *data.check_folders(recipe),
     ]
     if here is not None:
-        problems += [*machine.check_presence(recipe, here, launched), *data.check_writable(Path(recipe.work))]
+        problems += [*machine.check_presence(recipe, here, launched), *export.check_environment(recipe)]
+        problems += data.check_writable(Path(recipe.work))
     return problems

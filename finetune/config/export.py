@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune.config.model import Architecture
 from finetune.config.section import Section
 
 Scheme = Literal["w4a16", "w8a8"]
@@ -29,3 +30,13 @@ class Quantise(Section):
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """SmoothQuant's strength for w8a8 (arXiv 2211.10438): how much of the activations' range is moved into the weights
     before both are rounded; 0 leaves it out."""
+
+    def group_for(self, shape: Architecture) -> int | None:
+        """The group size of w4a16 on this model; None where the one asked for, or any, does not fit.
+
+        vLLM's 4-bit kernels for CPUs want both sides of a layer to be multiples of 32.
+        """
+        asked = (self.group_size,) if self.group_size else (128, 64, 32)
+        if any(side % 32 for side in shape.linear_sides):
+            return None
+        return next((size for size in asked if not any(side % size for side in shape.linear_inputs)), None)

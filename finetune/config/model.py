@@ -23,6 +23,16 @@ class Architecture(Section):
     tie_word_embeddings: bool
     max_position_embeddings: Positive
 
+    @property
+    def linear_inputs(self) -> set[int]:
+        """Input widths of the decoder's linear layers."""
+        return {self.hidden_size, self.intermediate_size, self.num_attention_heads * self.head_dim}
+
+    @property
+    def linear_sides(self) -> set[int]:
+        """Input and output widths of the decoder's linear layers."""
+        return self.linear_inputs | {self.num_key_value_heads * self.head_dim}
+
 
 class Yarn(Section):
     """A context extended by YaRN (arXiv 2309.00071), in the spelling of the Hugging Face config.json."""
