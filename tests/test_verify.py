@@ -87,6 +87,12 @@ def _index_of_another_save(model: Path) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
+def _outside(model: Path) -> None:
+    shutil.copy(model / "model.safetensors", model.parent / "x.safetensors")
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+
+
 def _missing_shard(model: Path) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00002.safetensors"}}))
 
@@ -241,6 +247,8 @@ OLDER = {
 # Not in those tables, and as wrong.
 OTHERS = {
     "an index of another save": (_index_of_another_save, "stale-index"),
+    "an index that is a list": (_write("model.safetensors.index.json", '{"weight_map": ["a"]}'), "weight-files"),
+    "an index that leads out": (_outside, "weight-files"),
     "two tensors in one place": (_swapped_shards, "torn-weights"),
     "bytes after the last tensor": (
         lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes() + b"x"), "torn-weights"),

@@ -37,19 +37,37 @@ def check(directory: Path) -> Model:
     if config is None:
         return made
     made.tied = bool(config.get("tie_word_embeddings"))
-    made.findings += settings.check_config(directory, config)
-    if note := settings.rope_note(config):
-        made.notes.append(note)
+    where = directory / "config.json"
+    made.findings += _readable(where, settings.check_config(directory, config))
     made.tensors = _tensors(directory, made.findings)
     if made.tensors:
-        made.findings += weights.check_names_and_shapes(directory, config, made.tensors, made.notes)
-    tokenizer = _read(directory / "tokenizer.json", made.findings)
-    tokenizer_config = _read(directory / "tokenizer_config.json", made.findings) or {}
-    ids = text.token_ids(tokenizer or {})
-    made.findings += text.check_tokenizer(directory, config, ids, tokenizer_config, made.tensors)
-    end = text.check_template(directory, tokenizer_config, ids, made.findings, made.notes)
-    made.findings += settings.check_generation(directory, config, ids, end, tokenizer_config)
+        made.findings += _readable(
+            where, weights.check_names_and_shapes(directory, config, made.tensors, made.notes)
+        )
+    made.findings += _readable(directory / "tokenizer.json", _texts(directory, config, made))
     return made
+
+
+def _texts(directory: Path, config: Mapping[str, Any], made: Model) -> Iterator[Finding]:
+    """Tokenizer, template, and the defaults of answers, which need the ids of both."""
+    tokenizer = _read(directory / "tokenizer.json", made.findings) or {}
+    tokenizer_config = _read(directory / "tokenizer_config.json", made.findings) or {}
+    ids = text.token_ids(tokenizer)
+    yield from text.check_tokenizer(directory, config, ids, tokenizer_config, made.tensors)
+    end = text.check_template(directory, tokenizer_config, ids, made.findings, made.notes)
+    file = directory / "generation_config.json"
+    yield from _readable(file, settings.check_generation(directory, config, ids, end, tokenizer_config))
+    if note := settings.rope_note(config):
+        made.notes.append(note)
+
+
+def _readable(where: Path, checks: Iterator[Finding]) -> Iterator[Finding]:
+    """The same findings; a value of a kind that the check cannot even read is one more, and ends it."""
+    try:
+        yield from checks
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        yield finding("value-type", where, None, f"a value is of a kind that no reader expects ({error!r})",
+                      "restore the file of the base")  # fmt: skip
 
 
 def by_file(tensors: Mapping[str, Tensor]) -> dict[Path, list[Tensor]]:
@@ -83,6 +101,14 @@ def _tensors(directory: Path, findings: list[Finding]) -> dict[str, Tensor]:
         names = shards.shard_names(directory)
     except RecipeError as error:
         findings += (named("weight-files", problem) for problem in error.problems)
+        return {}
+    except (AttributeError, TypeError) as error:
+        findings.append(finding("weight-files", directory / shards.INDEX, None, f"no index of weights ({error})",
+                                "save the model again"))  # fmt: skip
+        return {}
+    if outside := [name for name in names if Path(name).name != name]:
+        findings.append(finding("weight-files", directory / shards.INDEX, outside, "shards in other folders, which a "
+                                "copy of this one would lose", "save the model again"))  # fmt: skip
         return {}
     for path in sorted(directory.glob("*.safetensors")):
         if path.name not in names and not path.name.startswith(("consolidated", "adapter_")):

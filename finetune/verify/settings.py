@@ -51,7 +51,8 @@ def check_config(directory: Path, config: Mapping[str, Any]) -> Iterator[Finding
 
 def rope_note(config: Mapping[str, Any]) -> str | None:
     """What holds for one generation of readers only and is no defect for the other."""
-    kind = (config.get("rope_parameters") or {}).get("rope_type", "default")
+    parameters = config.get("rope_parameters")
+    kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
     if kind == "default" or config.get("rope_scaling"):
         return None
     return f"{kind} stands in rope_parameters alone: transformers 4 does not read it there (it reads rope_scaling)"
