@@ -25,10 +25,15 @@ _BAKED = "{%- if enable_thinking is not defined %}{%- set enable_thinking = fals
 
 
 def write_small_files(
-    base: Path, model: Path, *, dtypes: set[str], default_mode: str | None, yarn: Yarn | None = None
+    base: Path, model: Path, *, dtypes: set[str], default_mode: str | None, yarn: Yarn | None = None,
+    untied: bool = False,
 ) -> None:
-    """Write everything but the weights into `model`. Deterministic: same base, same bytes."""
-    config = model_config(read_json(base / "config.json"), dtypes=dtypes, yarn=yarn)
+    """Write everything but the weights into `model`. Deterministic: same base, same bytes.
+
+    `untied`: the head has numbers of its own now, whatever the base's config says.
+    """
+    source = read_json(base / "config.json")
+    config = model_config(source | ({"tie_word_embeddings": False} if untied else {}), dtypes=dtypes, yarn=yarn)
     tokenizer = tokenizer_config(read_json(base / "tokenizer_config.json"), config)
     generation_file = base / "generation_config.json"
     earlier = read_json(generation_file) if generation_file.exists() else {}

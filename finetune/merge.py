@@ -4,22 +4,23 @@ The output is a model directory that a server loads as it is. Every adapter tens
 is found and every number is finite, or nothing is published.
 """
 
-import hashlib
-import itertools
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 from finetune import checkpoint, shards
-from finetune.adapter import Adapter, Update
+from finetune.adapter import Adapter
 from finetune.artifacts import (
     MANIFEST,
     Artifact,
     Stage,
     canonical_json,
     clear,
+    explained,
     hash_file,
     read,
     sync_directory,
@@ -28,19 +29,16 @@ from finetune.artifacts import (
 from finetune.config.model import Model, Yarn
 from finetune.config.section import Section
 from finetune.config.training import Method
+from finetune.deltas import Update, hash_tensor
 from finetune.errors import RecipeError
 from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED, RoundTrip
-
-if TYPE_CHECKING:
-    import torch
+from finetune.stream import BLOCK_BYTES, Entry, write_shard
 
 Say = Callable[[str], None]
 
-_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-BLOCK_BYTES = 32 << 20
-"""Bytes of base weights held at once; the float32 working copies are a small multiple of it."""
-_FEWEST_ROWS = 64
 _STATE = ".merge.json"
+_HEAD = "lm_head.weight"
+_SECONDS_BETWEEN_LINES = 2
 
 
 class Config(Section):
@@ -66,7 +64,7 @@ def run(
         trip = trip if measured["chosen"] == ROUND_TRIPPED else None
     summary = write_merged(
         base.path,
-        adapter.path,
+        [adapter.path],
         out,
         identity=canonical_json({"base": base.digest, "adapter": adapter.digest, "bases": tried}),
         round_trip=trip,
@@ -83,44 +81,56 @@ def merge_adapter(
     adapter_dir: Path,
     out_dir: Path,
     *,
+    then: Sequence[Path] = (),
     say: Say = print,
     round_trip: RoundTrip | None = None,
     default_mode: str | None = None,
 ) -> dict[str, Any]:
-    """Merge any supported PEFT adapter into its base: `finetune merge --base --adapter --out`.
+    """Merge any supported PEFT adapter into its base, and `then` others one by one into what the one before left:
+    `finetune merge --base --adapter [--adapter ...] --out`.
 
     An adapter that a training stage of ours published says itself which modules were 4-bit, which mode it answers in
     and which YaRN it was trained with; for others all stay as the base has them unless they are given.
     Publishes `out_dir` with one rename; killed before that, the same command goes on. Raises RecipeError when `out_dir`
-    exists, when base and adapter do not fit each other, or when a number is not finite.
+    exists, when base and adapters do not fit each other, or when a number is not finite.
     """
     if out_dir.exists():
         raise RecipeError.one(
             "--out", str(out_dir), "it exists, and what was merged before is never reused or overwritten in silence",
             "remove it or name another folder",
         )  # fmt: skip
-    recorded = _recorded(adapter_dir)
-    round_trip = round_trip or (RoundTrip.of(recorded[0]) if recorded else None)
-    default_mode = default_mode or (recorded[1].default_mode if recorded else None)
-    yarn = recorded[1].rope_parameters if recorded else None
+    adapters = [adapter_dir, *then]
+    recorded = [_recorded(directory) for directory in adapters]
+    trips = [RoundTrip.of(entry[0]) if entry else None for entry in recorded]
+    if late := [directory.name for directory, trip in zip(adapters, trips, strict=True) if trip][bool(trips[0]) :]:
+        raise RecipeError.one(
+            "--adapter", late, "it was trained on a base that had been merged before and then put into 4 bit",
+            "merge the adapters before it first, and give the result as --base",
+        )  # fmt: skip
+    round_trip = round_trip or trips[0]
+    last = next((entry[1] for entry in reversed(recorded) if entry), None)
+    default_mode = default_mode or (last.default_mode if last else None)
+    yarn = last.rope_parameters if last else None
     partial = out_dir.with_name(out_dir.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    identity = canonical_json(
-        {"base": _fingerprint(base_dir), "adapter": _fingerprint(adapter_dir), "mode": default_mode,
-         "round_trip": round_trip.describe() if round_trip else None, "yarn": yarn.model_dump() if yarn else None}
-    )  # fmt: skip
-    summary = write_merged(
-        base_dir, adapter_dir, partial, identity=identity, round_trip=round_trip, default_mode=default_mode, yarn=yarn,
-        say=say,
-    )  # fmt: skip
-    partial.replace(out_dir)
-    sync_directory(out_dir.parent)
+    with explained(out_dir.parent):
+        partial.mkdir(parents=True, exist_ok=True)
+        identity = {
+            "version": STAGE.version, "base": _fingerprint(base_dir), "adapters": list(map(_fingerprint, adapters)),
+            "mode": default_mode, "round_trip": round_trip.describe() if round_trip else None,
+            "yarn": yarn.model_dump() if yarn else None,
+        }  # fmt: skip
+        summary = write_merged(
+            base_dir, adapters, partial, identity=canonical_json(identity), round_trip=round_trip,
+            default_mode=default_mode, yarn=yarn, say=say,
+        )  # fmt: skip
+        partial.replace(out_dir)
+        sync_directory(out_dir.parent)
     return summary
 
 
 def write_merged(
     base_dir: Path,
-    adapter_dir: Path,
+    adapter_dirs: Sequence[Path],
     out: Path,
     *,
     identity: str,
@@ -136,7 +146,6 @@ def write_merged(
     `out` may hold the leftovers of a killed attempt: shards whose recorded hash still holds are kept if `identity` is
     the same, anything else is cleared. The bytes do not depend on where an earlier attempt was killed.
     """
-    adapter = Adapter.read(adapter_dir)
     base_config = checkpoint.read_json(base_dir / "config.json")
     if "quantization_config" in base_config:
         raise RecipeError.one(
@@ -144,40 +153,53 @@ def write_merged(
             "the base is already quantised and its numbers cannot take an adapter", "give the unquantised base",
         )  # fmt: skip
     source = {name: shards.read_header(base_dir / name) for name in shards.shard_names(base_dir)}
-    updates = adapter.plan({tensor.name: tensor for tensors in source.values() for tensor in tensors.values()})
-    if base_config.get("tie_word_embeddings"):
-        _check_tied(updates)
+    tensors = {tensor.name: tensor for held in source.values() for tensor in held.values()}
+    embedding = _tied_embedding(tensors) if base_config.get("tie_word_embeddings") else None
+    planned = tensors | ({_HEAD: replace(tensors[embedding], name=_HEAD)} if embedding else {})
+    adapters = [Adapter.read(directory) for directory in adapter_dirs]
+    plans = [adapter.plan(planned) for adapter in adapters]
     if round_trip:
-        _check_round_trip(round_trip, source, adapter_dir)
+        _check_round_trip(round_trip, tensors, adapter_dirs[0])
+    chains, untied = _chains(plans, embedding)
+    layout = {
+        shard: [
+            Entry(name, planned[name], chains.get(name, ()), _trip(round_trip, name))
+            for name in held
+            for name in ((name, _HEAD) if untied and name == embedding and _HEAD not in tensors else (name,))
+        ]
+        for shard, held in source.items()
+    }
 
-    done = _start(out, identity)
+    done = _start(out, identity, say)
     model = out / "model"
-    total = sum(tensor.bytes for tensors in source.values() for tensor in tensors.values())
+    total = sum(entry.source.bytes for entries in layout.values() for entry in entries)
+    _check_room(out, sum(entry.source.bytes for shard in layout.keys() - done.keys() for entry in layout[shard]))
     progress = _Progress(total, say)
-    for shard, tensors in source.items():
-        kept = done.get(shard)
-        if kept is None:
-            with (model / f".{shard}.writing").open("wb") as handle:
-                work = _merged_blocks(tensors, updates, adapter, round_trip, block_bytes)
-                kept = _write_shard(handle, tensors, work, progress)
-            (model / f".{shard}.writing").replace(model / shard)
-            sync_directory(model)
-            done[shard] = kept
-            write_whole(out / _STATE, json.dumps({"identity": identity, "shards": done}))
-        else:
-            progress.add(sum(tensor.bytes for tensor in tensors.values()), note="kept from before")
+    progress.skip(sum(entry.source.bytes for shard in done for entry in layout[shard]), len(done))
+    for shard, entries in layout.items():
+        if shard in done:
+            continue
+        unfinished = model / f".{shard}.writing"
+        kept = write_shard(unfinished, entries, add=progress.add, block_bytes=block_bytes)
+        unfinished.replace(model / shard)
+        sync_directory(model)
+        done[shard] = kept
+        write_whole(out / _STATE, json.dumps({"identity": identity, "shards": done}))
 
-    if shards.INDEX in {path.name for path in base_dir.iterdir()}:
-        weight_map = {name: shard for shard, tensors in source.items() for name in tensors}
+    if (base_dir / shards.INDEX).exists():
+        weight_map = {entry.name: shard for shard, entries in layout.items() for entry in entries}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_whole(model / shards.INDEX, json.dumps(index, indent=2) + "\n")
-    dtypes = {tensor.dtype for tensors in source.values() for tensor in tensors.values()}
-    checkpoint.write_small_files(base_dir, model, dtypes=dtypes, default_mode=default_mode, yarn=yarn)
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    checkpoint.write_small_files(base_dir, model, dtypes=dtypes, default_mode=default_mode, yarn=yarn, untied=untied)
+    changed = sorted(entry.name for entries in layout.values() for entry in entries if entry.updates)
     summary = {
-        "adapter_sha256": adapter.sha256,
-        "adapter_tensors": len(adapter.tensors),
-        "merged_tensors": sorted(updates),
-        "untouched_tensors": sum(len(tensors) for tensors in source.values()) - len(updates),
+        "adapter_sha256": adapters[0].sha256 if len(adapters) == 1 else None,
+        "adapters": [adapter.describe(plan) for adapter, plan in zip(adapters, plans, strict=True)],
+        "adapter_tensors": sum(len(adapter.tensors) for adapter in adapters),
+        "merged_tensors": changed,
+        "untouched_tensors": sum(map(len, layout.values())) - len(changed),
+        "untied": untied,
         "base_used": ROUND_TRIPPED if round_trip else AS_IT_IS,
         "base_chosen_because": _why(round_trip, bases),
         "bases": bases,
@@ -195,94 +217,73 @@ def write_merged(
     return summary
 
 
-def _merged_blocks(
-    tensors: Mapping[str, shards.Tensor],
-    updates: Mapping[str, Update],
-    adapter: Adapter,
-    round_trip: RoundTrip | None,
-    block_bytes: int,
-) -> "Iterator[torch.Tensor]":
-    """The shard's tensors in file order, cut into blocks of rows, merged and known to be finite."""
-    import torch
-
-    for name, tensor in tensors.items():
-        with tensor.file.open("rb") as handle:
-            module = name.removesuffix(".weight")
-            trip = round_trip if round_trip and module in round_trip.modules else None
-            rows = tensor.shape[0] if tensor.shape else 1
-            whole = trip.apply(_read_rows(handle, tensor, 0, rows)) if trip else None
-            for first, last in _cuts(tensor, block_bytes):
-                block = whole[first:last] if whole is not None else _read_rows(handle, tensor, first, last)
-                if name in updates:
-                    block = adapter.apply(updates[name], block, first, last)
-                if block.is_floating_point() and not bool(torch.isfinite(block).all()):
-                    guilty = "after merging" if name in updates else "in the base"
-                    raise RecipeError.one(
-                        name, None, f"rows {first} to {last} hold NaN or infinity {guilty}",
-                        "use an adapter and a base with finite weights (a diverged training run makes such ones)",
-                    )  # fmt: skip
-                yield block.contiguous()
+def _tied_embedding(tensors: Iterable[str]) -> str | None:
+    return next((name for name in tensors if f".{name}".endswith(".embed_tokens.weight")), None)
 
 
-def _cuts(tensor: shards.Tensor, block_bytes: int) -> list[tuple[int, int]]:
-    """Row ranges of about `block_bytes`, never fewer than 64 rows: below that the matrix product takes another kernel
-    with another order of summation, and the result would depend on where the cut is."""
-    rows = tensor.shape[0] if tensor.shape else 1
-    count = min(-(-tensor.bytes // block_bytes), rows // _FEWEST_ROWS)
-    edges = [rows * part // max(1, count) for part in range(max(1, count) + 1)]
-    return list(itertools.pairwise(edges))
+def _chains(
+    plans: Sequence[Mapping[str, Update]], embedding: str | None
+) -> tuple[dict[str, tuple[tuple[Update, bool], ...]], bool]:
+    """Target -> its updates in order, each with whether the adapter's own copy of the base may be taken (only by the
+    first, on a base whose head is its own); and whether a head that was tied got other numbers than its embedding.
+
+    `embedding` names the tensor that the head shares; None where it has its own.
+    """
+    chains: dict[str, list[tuple[Update, bool]]] = {}
+    tied = embedding is not None
+    for position, plan in enumerate(plans):
+        parts = dict(plan)
+        if tied and embedding is not None:
+            body, head = parts.get(embedding), parts.get(_HEAD)
+            if _trained_as_one(body, head):
+                parts |= {_HEAD: body} if body else {}
+            else:
+                tied = False
+        for target, update in parts.items():
+            chains.setdefault(target, []).append((update, position == 0 and embedding is None))
+    return {target: tuple(updates) for target, updates in chains.items()}, embedding is not None and not tied
 
 
-def _read_rows(handle: BinaryIO, tensor: shards.Tensor, first: int, last: int) -> "torch.Tensor":
-    """Rows [first, last) read into memory of our own: a memory map would count the whole file as resident."""
-    import torch
-
-    rows = tensor.shape[0] if tensor.shape else 1
-    stride = tensor.bytes // rows if rows else 0
-    buffer = bytearray((last - first) * stride)
-    handle.seek(tensor.start + first * stride)
-    assert handle.readinto(buffer) == len(buffer), tensor.name  # type: ignore[attr-defined]
-    shape = (last - first, *tensor.shape[1:]) if tensor.shape else ()
-    if tensor.dtype not in _DTYPE:
-        return torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
-    dtype = getattr(torch, _DTYPE[tensor.dtype])
-    return torch.frombuffer(buffer, dtype=dtype).reshape(shape) if buffer else torch.empty(shape, dtype=dtype)
-
-
-def _write_shard(
-    handle: BinaryIO, tensors: Mapping[str, shards.Tensor], blocks: "Iterator[torch.Tensor]", progress: "_Progress"
-) -> dict[str, Any]:
-    """Write header and blocks, hashing on the way; returns {sha256, bytes} once the disk has them."""
-    import torch
-
-    digest = hashlib.sha256()
-    header = shards.header_bytes([(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors.values()])
-    digest.update(header)
-    handle.write(header)
-    size = len(header)
-    for block in blocks:
-        data = memoryview(block.reshape(-1).view(torch.uint8).numpy())
-        digest.update(data)
-        handle.write(data)
-        size += len(data)
-        progress.add(len(data))
-    handle.flush()
-    os.fsync(handle.fileno())
-    assert size == len(header) + sum(tensor.bytes for tensor in tensors.values())
-    return {"sha256": digest.hexdigest(), "bytes": size}
+def _trained_as_one(body: Update | None, head: Update | None) -> bool:
+    """Whether an adapter leaves embedding and tied head the same. PEFT trains rows of both when it trains tokens; a
+    LoRA on one of them is not applied to the other in training, though PEFT's own merge adds it to both."""
+    if head is None:
+        return body is None or body.kind == "tokens"
+    if body is not None and body.kind == head.kind == "replace":
+        return hash_tensor(body.roles["whole"]) == hash_tensor(head.roles["whole"])
+    if head.kind == "tokens":
+        raise RecipeError.one(
+            "trainable_token_indices", head.target, "rows of the head were trained apart from the embedding it shares",
+            "merge it with PEFT's merge_and_unload and check the result with `finetune verify`",
+        )  # fmt: skip
+    return False
 
 
-def _start(out: Path, identity: str) -> dict[str, dict[str, Any]]:
+def _trip(round_trip: RoundTrip | None, name: str) -> RoundTrip | None:
+    module = name.removesuffix(".weight")
+    return round_trip if round_trip and module in round_trip.modules else None
+
+
+def _check_room(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise RecipeError.one(
+            "--out", str(out), f"{needed / 1e9:.1f} GB are still to be written and {free / 1e9:.1f} GB are free",
+            "free some space or name a folder on another disk",
+        )  # fmt: skip
+
+
+def _start(out: Path, identity: str, say: Say) -> dict[str, dict[str, Any]]:
     """Shards of an earlier attempt that are whole and belong to the same merge; everything else is removed."""
     model, done = out / "model", {}
-    if (out / _STATE).exists():
-        state = json.loads((out / _STATE).read_text(encoding="utf-8"))
-        if state["identity"] == identity:
-            done = {
-                shard: entry
-                for shard, entry in state["shards"].items()
-                if (model / shard).is_file() and hash_file(model / shard) == entry["sha256"]
-            }
+    state = _state(out / _STATE)
+    if state.get("identity") == identity:
+        say(f"merge: an earlier attempt finished {len(state['shards'])} files; reading them again")
+        done = {
+            shard: entry
+            for shard, entry in state["shards"].items()
+            if (model / shard).is_file() and hash_file(model / shard) == entry["sha256"]
+        }
     if not done:
         clear(out)
     model.mkdir(exist_ok=True)
@@ -292,18 +293,17 @@ def _start(out: Path, identity: str) -> dict[str, dict[str, Any]]:
     return done
 
 
-def _check_tied(updates: Mapping[str, Update]) -> None:
-    touched = [name for name in updates if name.rpartition(".")[0].endswith(("embed_tokens", "lm_head"))]
-    if touched:
-        raise RecipeError.one(
-            "tie_word_embeddings", touched, "embedding and head are one tensor in this base but were trained apart",
-            "train without embed_tokens and lm_head, or on a base whose head is its own",
-        )  # fmt: skip
+def _state(file: Path) -> dict[str, Any]:
+    """What an earlier attempt noted; nothing when there was none, or when the note is torn."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("shards"), dict) else {}
 
 
-def _check_round_trip(trip: RoundTrip, source: Mapping[str, Mapping[str, shards.Tensor]], adapter_dir: Path) -> None:
-    names = {name for tensors in source.values() for name in tensors}
-    missing = sorted(module for module in trip.modules if f"{module}.weight" not in names)
+def _check_round_trip(trip: RoundTrip, tensors: Mapping[str, shards.Tensor], adapter_dir: Path) -> None:
+    missing = sorted(module for module in trip.modules if f"{module}.weight" not in tensors)
     if missing:
         raise RecipeError.one(
             str(adapter_dir), missing[:5], "modules that were 4-bit in training are not in the base",
@@ -338,17 +338,30 @@ def _fingerprint(directory: Path) -> dict[str, str]:
 
 
 class _Progress:
-    """Says how many bytes are done, at most twenty times for a whole merge."""
+    """Says bytes, speed and time left: at most every twentieth of the whole and every two seconds, and at the end."""
 
     def __init__(self, total: int, say: Say) -> None:
-        self._total, self._say, self._done, self._said = total, say, 0, 0
+        self._total, self._say, self._done, self._said, self._kept = total, say, 0, 0, 0
+        self._began = self._last = time.monotonic()
 
-    def add(self, count: int, note: str = "") -> None:
+    def skip(self, count: int, files: int) -> None:
+        self._done = self._said = self._kept = count
+        if files:
+            self._say(f"merge: {files} files ({count / 1e9:.2f} GB) kept from before")
+
+    def add(self, count: int) -> None:
         self._done += count
-        if note or self._done == self._total or (self._done - self._said) * 20 >= self._total:
-            self._said = self._done
-            share = self._done / max(1, self._total)
-            self._say(f"merge: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB ({share:.0%}) {note}".rstrip())
+        now = time.monotonic()
+        rare = (self._done - self._said) * 20 >= self._total and now - self._last >= _SECONDS_BETWEEN_LINES
+        if not rare and self._done != self._total:
+            return
+        self._said, self._last = self._done, now
+        speed = (self._done - self._kept) / max(1e-9, now - self._began)
+        left = f", {(self._total - self._done) / speed:.0f} s left" if self._done < self._total else ""
+        share = self._done / self._total
+        self._say(
+            f"merge: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB ({share:.0%}), {speed / 1e9:.2f} GB/s{left}"
+        )
 
 
 STAGE = Stage("merge", 2, run)

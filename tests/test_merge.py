@@ -1,6 +1,10 @@
 """MERGE: the same bytes as PEFT, everything used, nothing half published, killed and resumed alike."""
 
 import json
+import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jinja2
@@ -8,7 +12,6 @@ import jinja2.meta
 import pytest
 import torch
 from checkpoints import MODEL, TEMPLATE, make_adapter, make_base, weights
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -17,69 +20,10 @@ from finetune.artifacts import hash_file
 from finetune.checkpoint import bake_mode
 from finetune.errors import RecipeError
 from finetune.fourbit import RoundTrip
-from finetune.shards import read_header
 
 
 def quiet(_: str) -> None:
     pass
-
-
-def merge_with_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), adapter)
-    return dict(model.merge_and_unload().state_dict())
-
-
-def assert_same(merged: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tied: bool) -> None:
-    names = set(expected) - ({"lm_head.weight"} if tied else set())
-    assert set(merged) == names
-    for name in names:
-        assert merged[name].dtype == expected[name].dtype, name
-        assert torch.equal(merged[name], expected[name]), name
-
-
-LORAS = {
-    "plain": {},
-    "rslora": {"use_rslora": True},
-    "patterns": {"rank_pattern": {"q_proj": 8, "layers.1.mlp.up_proj": 2}, "alpha_pattern": {"v_proj": 3}},
-    "attention only": {"target_modules": ["q_proj", "v_proj"]},
-    "dora": {"use_dora": True},
-    "dora, rslora and patterns": {"use_dora": True, "use_rslora": True, "rank_pattern": {"k_proj": 8}},
-}
-
-
-@pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS.keys())
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
-@pytest.mark.parametrize(("kind", "tied"), [("qwen3", False), ("llama", True)])
-def test_merged_bytes_equal_those_of_peft(tmp_path, kind, tied, dtype, lora):
-    base = make_base(tmp_path / "base", kind=kind, tied=tied, dtype=dtype)
-    adapter = make_adapter(base, tmp_path / "adapter", **lora)
-    merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
-    merged = weights(tmp_path / "out/model")
-    assert_same(merged, merge_with_peft(base, adapter), tied)
-    assert any(not torch.equal(merged[name], tensor) for name, tensor in weights(base).items()), "nothing was merged"
-
-
-@pytest.mark.parametrize(
-    "lora",
-    [{"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, {"modules_to_save": ["lm_head"]}],
-    ids=["embedding and head targets", "modules_to_save"],
-)
-def test_an_untied_embedding_and_head_are_merged_as_peft_does(tmp_path, lora):
-    base = make_base(tmp_path / "base")
-    adapter = make_adapter(base, tmp_path / "adapter", **lora)
-    merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
-    assert_same(weights(tmp_path / "out/model"), merge_with_peft(base, adapter), tied=False)
-
-
-@pytest.mark.parametrize("lora", [LORAS["plain"], LORAS["dora"], {"target_modules": ["embed_tokens", "lm_head"]}])
-@pytest.mark.parametrize("block_bytes", [1, 1 << 14])
-def test_row_blocks_give_the_same_bytes_as_whole_tensors(tmp_path, lora, block_bytes):
-    base = make_base(tmp_path / "base")
-    adapter = make_adapter(base, tmp_path / "adapter", **lora)
-    (tmp_path / "out").mkdir()
-    assert len(merge._cuts(read_header(base / "model.safetensors")["lm_head.weight"], block_bytes)) > 2
-    merge.write_merged(base, adapter, tmp_path / "out", identity="x", say=quiet, block_bytes=block_bytes)
-    assert_same(weights(tmp_path / "out/model"), merge_with_peft(base, adapter), tied=False)
 
 
 def test_shards_keep_their_layout_and_the_index_names_every_tensor(tmp_path):
@@ -94,70 +38,176 @@ def test_shards_keep_their_layout_and_the_index_names_every_tensor(tmp_path):
     assert index["weight_map"] == {name: file.name for file in model.glob("*.safetensors") for name in load_file(file)}
     assert index["metadata"]["total_size"] == summary["bytes"]
     assert summary["files"] == {path.name: hash_file(path) for path in model.iterdir()}
-    assert_same(weights(model), merge_with_peft(base, adapter), tied=False)
+    merge.merge_adapter(make_base(tmp_path / "one file"), adapter, tmp_path / "other", say=quiet)
+    assert all(torch.equal(weights(tmp_path / "other/model")[name], tensor) for name, tensor in weights(model).items())
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the code under test can catch it."""
 
 
-def test_a_merge_killed_anywhere_goes_on_and_ends_with_the_same_bytes(tmp_path):
+def test_a_merge_killed_in_any_shard_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
     base = make_base(tmp_path / "base", shards=4)
     adapter = make_adapter(base, tmp_path / "adapter")
     merge.merge_adapter(base, adapter, tmp_path / "undisturbed", say=quiet)
-    expected = {p.name: hash_file(p) for p in (tmp_path / "undisturbed").rglob("*") if p.is_file()}
+    expected = hashes(tmp_path / "undisturbed")
     shards = len(list(base.glob("*.safetensors")))
-    resumed_with_kept_shards = 0
-    for fatal in range(shards + 1):
+    for fatal in range(shards):
         out, said = tmp_path / f"killed{fatal}", []
-        _kill_in_shard(base, adapter, out, fatal)
+        _kill_in_shard(monkeypatch, base, adapter, out, fatal)
         merge.merge_adapter(base, adapter, out, say=said.append)
-        assert {p.name: hash_file(p) for p in out.rglob("*") if p.is_file()} == expected
-        resumed_with_kept_shards += any("kept from before" in line for line in said)
-    assert resumed_with_kept_shards == shards - 1
+        assert hashes(out) == expected
+        assert any(f"{fatal} files" in line and "kept" in line for line in said) is (fatal > 0)
 
 
-def _kill_in_shard(base: Path, adapter: Path, out: Path, fatal: int) -> None:
-    calls, write = [], merge._write_shard
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hash_file(path) for path in folder.rglob("*") if path.is_file()}
 
-    def write_until_killed(handle, *arguments):
-        if len(calls) == fatal:
-            handle.write(b"half a header")
+
+def _kill_in_shard(monkeypatch, base: Path, adapter: Path, out: Path, fatal: int) -> None:
+    write, made = merge.write_shard, []
+
+    def write_until_killed(file, entries, **how):
+        if len(made) == fatal:
+            file.write_bytes(b"half a header")
             raise Killed
-        calls.append(1)
-        return write(handle, *arguments)
+        made.append(file)
+        return write(file, entries, **how)
 
-    merge._write_shard = write_until_killed
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(merge, "write_shard", write_until_killed)
         with pytest.raises(Killed):
             merge.merge_adapter(base, adapter, out, say=quiet)
-    except pytest.fail.Exception:
-        assert fatal == len(calls), "only a kill after the last shard lets the merge end"
-    finally:
-        merge._write_shard = write
-    if not out.exists():
-        return
-    out.rename(out.with_name(out.name + ".partial-done"))
+    assert not out.exists()
 
 
-def test_leftovers_of_another_adapter_are_not_taken_over(tmp_path):
-    base = make_base(tmp_path / "base", shards=3)
-    first, second = make_adapter(base, tmp_path / "a"), make_adapter(base, tmp_path / "b", seed=2)
-    _kill_in_shard(base, first, tmp_path / "out", 2)
-    merge.merge_adapter(base, second, tmp_path / "out", say=quiet)
-    assert_same(weights(tmp_path / "out/model"), merge_with_peft(base, second), tied=False)
+VICTIM = """
+import os, sys
+from pathlib import Path
+import torch  # paid once: every attempt is a fork
+from finetune.merge import merge_adapter
+base, adapter, out, delays = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), map(float, sys.argv[4:])
+import signal, time
+for delay in [*delays, None]:
+    child = os.fork()
+    if not child:
+        merge_adapter(base, adapter, out, say=lambda line: None)
+        os._exit(0)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    print("killed" if os.WIFSIGNALED(status) else "done", (out.parent / (out.name + ".partial/.merge.json")).exists())
+    if not os.WIFSIGNALED(status):
+        break
+"""
 
 
-def test_a_finished_shard_that_was_damaged_meanwhile_is_made_again(tmp_path):
+@pytest.mark.slow
+def test_a_merge_killed_with_signal_9_at_random_instants_ends_with_the_same_bytes(tmp_path):
+    """LF#4672, LF#3273: a merge that dies leaves a folder that looks finished, or begins anew for ever."""
+    base = make_base(tmp_path / "base", shards=2)
+    _make_bigger(base, copies=24, tmp=tmp_path)
+    adapter = make_adapter(tmp_path / "small", tmp_path / "adapter")
+    merge.merge_adapter(base, adapter, tmp_path / "undisturbed", say=quiet)
+    draw = random.Random(5)
+    ended = []
+    for attempt in range(4):
+        out = tmp_path / f"out{attempt}"
+        delays = [str(draw.uniform(0.005, 0.25)) for _ in range(5)]
+        command = [sys.executable, "-c", VICTIM, str(base), str(adapter), str(out), *delays]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        ended += result.stdout.split("\n")
+        assert hashes(out) == hashes(tmp_path / "undisturbed")
+        assert not out.with_name(out.name + ".partial").exists()
+    assert sum(line.startswith("killed") for line in ended) >= 4, "no attempt was killed: make the base bigger"
+    assert "killed True" in ended, "no attempt was killed between two shards"
+
+
+def _make_bigger(base: Path, *, copies: int, tmp: Path) -> None:
+    """Shards of tensors that the adapter does not touch, so that there is time to be killed in."""
+    shutil.copytree(base, tmp / "small")
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    for number in range(copies):
+        name = f"extra-{number:02}.safetensors"
+        tensor = torch.randn(1 << 21, generator=torch.Generator().manual_seed(number)).view(1024, 2048)
+        save_file({f"extra.{number}": tensor}, base / name, metadata={"format": "pt"})
+        index["weight_map"][f"extra.{number}"] = name
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("state", [b"", b'{"identity": "x", "sha', b"[1]", b"\xff\xfe"])
+def test_a_torn_note_of_an_earlier_attempt_is_no_note(tmp_path, monkeypatch, state):
     base = make_base(tmp_path / "base", shards=3)
     adapter = make_adapter(base, tmp_path / "adapter")
-    _kill_in_shard(base, adapter, tmp_path / "out", 2)
+    merge.merge_adapter(base, adapter, tmp_path / "undisturbed", say=quiet)
+    _kill_in_shard(monkeypatch, base, adapter, tmp_path / "out", 2)
+    (tmp_path / "out.partial/.merge.json").write_bytes(state)
+    merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def test_leftovers_of_another_adapter_or_another_order_are_not_taken_over(tmp_path, monkeypatch):
+    base = make_base(tmp_path / "base", shards=3)
+    first, second = make_adapter(base, tmp_path / "a"), make_adapter(base, tmp_path / "b", seed=2)
+    merge.merge_adapter(base, second, tmp_path / "undisturbed", then=[first], say=quiet)
+    _kill_in_shard(monkeypatch, base, first, tmp_path / "out", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(merge, "write_whole", _killed)
+        with pytest.raises(Killed):
+            merge.merge_adapter(base, first, tmp_path / "out", then=[second], say=quiet)
+    merge.merge_adapter(base, second, tmp_path / "out", then=[first], say=quiet)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def _killed(*_: object) -> None:
+    raise Killed
+
+
+def test_a_finished_shard_that_was_damaged_meanwhile_is_made_again(tmp_path, monkeypatch):
+    base = make_base(tmp_path / "base", shards=3)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    merge.merge_adapter(base, adapter, tmp_path / "undisturbed", say=quiet)
+    _kill_in_shard(monkeypatch, base, adapter, tmp_path / "out", 2)
     shard = sorted((tmp_path / "out.partial/model").glob("*.safetensors"))[0]
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
-    assert_same(weights(tmp_path / "out/model"), merge_with_peft(base, adapter), tied=False)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def test_a_merge_says_little_and_with_how_many_bytes_how_fast_and_how_long(monkeypatch):
+    now = iter(float(second) for second in range(10_000))
+    monkeypatch.setattr(merge.time, "monotonic", lambda: next(now))
+    said: list[str] = []
+    progress = merge._Progress(4_000_000_000, said.append)
+    progress.skip(1_000_000_000, 2)
+    for _ in range(3000):
+        progress.add(1_000_000)
+    assert said[0] == "merge: 2 files (1.00 GB) kept from before"
+    assert 10 <= len(said) <= 21
+    assert said[1].startswith("merge: 1.20 of 4.00 GB (30%), 0.00 GB/s, ")
+    assert said[1].endswith(" s left")
+    assert said[-1] == "merge: 4.00 of 4.00 GB (100%), 0.00 GB/s"
+
+
+def test_a_small_merge_says_one_line(tmp_path):
+    base = make_base(tmp_path / "base", shards=3)
+    said: list[str] = []
+    merge.merge_adapter(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "out", say=said.append)
+    assert len(said) == 1
+    assert "(100%)" in said[0]
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(merge.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(RecipeError, match="still to be written"):
+        merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    assert not list(tmp_path.rglob("*.writing"))
 
 
 def _edit(adapter: Path, change) -> None:
@@ -171,7 +221,10 @@ def _configure(adapter: Path, **changes) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+OURS = json.dumps({"config": {"model": MODEL}, "facts": {"four_bit": "HERE"}}).replace('"HERE"', "%s")
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
+EMBEDDING = "base_model.model.model.embed_tokens"
+TOKENS = "token_adapter.trainable_tokens_delta"
 BAD_ADAPTERS = {
     "a tensor nobody uses": (lambda a: _edit(a, lambda t: t.update({"extra.weight": torch.ones(2)})), "left out"),
     "a target that the base lacks": (
@@ -185,8 +238,27 @@ BAD_ADAPTERS = {
     "an empty shard of ZeRO-3": (
         lambda a: _edit(a, lambda t: t.update({f"{Q}.lora_A.weight": torch.empty(0)})), "empty"),
     "trained biases": (lambda a: _configure(a, bias="lora_only"), "biases"),
+    "biases of LoRA": (lambda a: _configure(a, lora_bias=True), "no bias in the base"),
+    "transposed matrices": (lambda a: _configure(a, fan_in_fan_out=True), "Conv1D"),
+    "copied layers": (lambda a: _configure(a, layer_replication=[[0, 2], [1, 2]]), "another architecture"),
+    "bare parameters": (lambda a: _configure(a, target_parameters=["mlp.experts.gate_up_proj"]), "mixture"),
+    "a choice token by token": (lambda a: _configure(a, arrow_config={"top_k": 2}), "token by token"),
+    "DoRA on an embedding": (
+        lambda a: _edit(a, lambda t: t.update({f"{EMBEDDING}.lora_embedding_A": torch.ones(4, 320),
+                                               f"{EMBEDDING}.lora_embedding_B": torch.ones(64, 4),
+                                               f"{EMBEDDING}.lora_magnitude_vector": torch.ones(64)})), "DoRA on an"),
+    "a grown vocabulary": (
+        lambda a: _edit(a, lambda t: t.update({f"{EMBEDDING}.weight": torch.ones(330, 64)})), "resized"),
+    "a target without tensors": (
+        lambda a: _edit(a, lambda t: [t.pop(f"{Q}.lora_{s}.weight") for s in "AB"]), "targets without"),
+    "tensors without a target": (lambda a: _configure(a, layers_to_transform=[1]), "does not target"),
+    "an excluded module": (lambda a: _configure(a, exclude_modules=["q_proj"]), "does not target"),
+    "a saved module that is not there": (lambda a: _configure(a, modules_to_save=["norm"]), "nothing of this module"),
+    "rows that the base lacks": (
+        lambda a: (_configure(a, trainable_token_indices=[320]),
+                   _edit(a, lambda t: t.update({f"{EMBEDDING}.{TOKENS}": torch.ones(1, 64)}))), "names a row"),
     "a base-changing start": (lambda a: _configure(a, init_lora_weights="pissa"), "changed the base"),
-    "an unknown method": (lambda a: _configure(a, alora_invocation_tokens=[1]), "not known"),
+    "an unknown method": (lambda a: _configure(a, kasa_config={"beta": 1}), "not known"),
     "another kind of adapter": (lambda a: _configure(a, peft_type="IA3"), "only LoRA"),
     "DoRA without magnitudes": (lambda a: _configure(a, use_dora=True), "magnitude"),
     "pickled weights": (lambda a: (a / "adapter_model.safetensors").rename(a / "adapter_model.bin"), "pickled"),
@@ -212,14 +284,6 @@ def test_nan_in_the_base_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"model\.norm\.weight.*in the base"):
         merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("lora", [{"target_modules": ["embed_tokens"]}, {"target_modules": ["lm_head"]}])
-def test_training_one_side_of_tied_embeddings_is_refused(tmp_path, lora):
-    base = make_base(tmp_path / "base", tied=True)
-    adapter = make_adapter(base, tmp_path / "adapter", **lora)
-    with pytest.raises(RecipeError, match=r"one tensor|do not have"):
-        merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
 
 
 def test_an_output_that_exists_is_never_overwritten(tmp_path):
@@ -319,6 +383,15 @@ def test_an_adapter_of_our_own_says_itself_what_was_4_bit_and_which_mode_it_answ
     assert (summary["round_trip"]["quant_type"], summary["round_trip"]["double_quant"]) == ("nf4", False)
     template = (tmp_path / "out/model/chat_template.jinja").read_text()
     assert template == bake_mode(TEMPLATE, "plain") != TEMPLATE
+
+
+def test_a_stack_whose_second_adapter_was_trained_in_4_bit_is_refused(tmp_path):
+    base = make_base(tmp_path / "base")
+    first, second = make_adapter(base, tmp_path / "first"), make_adapter(base, tmp_path / "second")
+    (first / "manifest.json").write_text(OURS % "null")
+    (second / "manifest.json").write_text(OURS % json.dumps(RoundTrip(frozenset({"model.norm"})).describe()))
+    with pytest.raises(RecipeError, match="merge the adapters before it first"):
+        merge.merge_adapter(base, first, tmp_path / "out", then=[second], say=quiet)
 
 
 def test_the_merged_model_loads_without_a_missing_or_unexpected_tensor(tmp_path):
