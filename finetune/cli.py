@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=receipt.run)
     keygen = commands.add_parser("keygen", help="make a key pair to sign bundles with (handoff.signing_key)")
     keygen.add_argument("folder", type=Path, help="signing.key (secret, mode 0600) and signing.pub are written there")
+    keygen.add_argument("--demo", action="store_true", help="a pair that says it proves no origin, for demonstrations")
     keygen.set_defaults(run=_keygen)
     text = "start vLLM on a bundle, or ask it the golden prompts and compare (--check)"
     server = commands.add_parser("serve", help=text, description=text)
@@ -160,7 +161,7 @@ def _merge(options: argparse.Namespace) -> int:
 def _keygen(options: argparse.Namespace) -> int:
     from finetune.signing import keygen
 
-    private, public = keygen(options.folder)
+    private, public = keygen(options.folder, demo=options.demo)
     print(f"secret: {private} (for handoff.signing_key; keep it to yourself)")
     print(f"public: {public} (give it to receivers, by another way than the bundle)")
     return 0
