@@ -24,7 +24,7 @@ from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Method
 from finetune.errors import RecipeError
-from finetune.exact import Merged, compute_in_float32
+from finetune.exact import compute_in_float32, merged
 from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED, RoundTrip
 
 Say = Callable[[str], None]
@@ -65,7 +65,7 @@ def run(
     own = Adapter.read(adapter.path)
     found: dict[str, dict[str, Any]] = {}
     for name, used in ((ROUND_TRIPPED, trip), (AS_IT_IS, None)):
-        compute_in_float32(plain, Merged(base.path, own, used))
+        compute_in_float32(plain, merged(base.path, own, used))
         found[name] = parity.compare(
             plain, asked.prompts, answers, logits, asked.ids, "float32", batch_tokens=BATCH_TOKENS
         )

@@ -5,12 +5,14 @@ may cost. So every matrix is widened (or dequantised, or read from disk) when it
 model in memory stays as large as it was, which is what makes it possible at 32 billion parameters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapter import Adapter, read_tensor
+from finetune.adapter import Adapter
+from finetune.deltas import Update, read_tensor
 from finetune.fourbit import RoundTrip, dequantised
 from finetune.shards import Tensor, read_header, shard_names
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 Weight = Callable[[str, Any], "torch.Tensor"]
 """(name in the checkpoint without `.weight`, module) -> the matrix to compute with, in any number format."""
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _ROWS = 8192
 """Rows of a matrix that are float32 at once: 168 MB of a head of width 5120."""
 
@@ -66,45 +69,55 @@ def _embedding(name: str, module: Any, weight_of: Weight, ids: "torch.Tensor") -
     return torch.nn.functional.embedding(ids.to(weight.device), weight).float().to(ids.device)
 
 
-def exactly_merged(base_dir: Path, adapter: Adapter) -> Weight:
-    """The adapter added to the matrices that the model holds, in float32 and not rounded afterwards."""
-    tensors = tensors_of(base_dir)
-    updates = adapter.plan(tensors)
-
-    def weight_of(name: str, module: Any) -> "torch.Tensor":
-        weight = stored(name, module)
-        update = updates.get(find(tensors, name).name)
-        return weight if update is None else adapter.apply(update, weight.float().cpu(), 0, len(weight))
-
-    return weight_of
-
-
-class Merged:
-    """The matrices that MERGE would write, made one by one when they are asked for: base from disk, 4-bit round trip
-    where `trip` says so, then the adapter, rounded to the base's number format."""
-
-    def __init__(self, base_dir: Path, adapter: Adapter, trip: RoundTrip | None) -> None:
-        self._tensors = tensors_of(base_dir)
-        self._adapter, self._trip = adapter, trip
-        self._updates = adapter.plan(self._tensors)
-
-    def __call__(self, name: str, module: Any) -> "torch.Tensor":
-        tensor = find(self._tensors, name)
-        weight = read_tensor(tensor)
-        if self._trip and name in self._trip.modules:
-            weight = self._trip.apply(weight)
-        update = self._updates.get(tensor.name)
-        return weight if update is None else self._adapter.apply(update, weight, 0, tensor.shape[0])
-
-
 def tensors_of(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a model directory by its name."""
     return {name: tensor for shard in shard_names(directory) for name, tensor in read_header(directory / shard).items()}
 
 
-def find(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """The matrix of a module; a tied head has none of its own and is the embedding."""
-    if name == "lm_head" and "lm_head.weight" not in tensors:
-        name = "model.embed_tokens"
-    return tensors[f"{name}.weight"]
+class _Plan:
+    """An adapter's updates for the matrices of a base, by the names of modules."""
 
+    def __init__(self, base_dir: Path, adapter: Adapter) -> None:
+        tensors = tensors_of(base_dir)
+        self.tied = _HEAD not in tensors
+        self._tensors = tensors | ({_HEAD: replace(tensors[_EMBEDDING], name=_HEAD)} if self.tied else {})
+        self._updates, self._adapter = adapter.plan(self._tensors), adapter
+
+    def read(self, name: str) -> "torch.Tensor":
+        return read_tensor(self._tensors[f"{name}.weight"])
+
+    def update(self, name: str) -> Update | None:
+        """What was trained on an embedding is not added to the head that shares its numbers, but for single tokens,
+        which PEFT trains in both."""
+        update = self._updates.get(f"{name}.weight")
+        if update is None and self.tied and f"{name}.weight" == _HEAD:
+            shared = self._updates.get(_EMBEDDING)
+            update = shared if shared is not None and shared.kind == "tokens" else None
+        return update
+
+    def add(self, update: Update | None, weight: "torch.Tensor") -> "torch.Tensor":
+        """The merged matrix in the number format of `weight`."""
+        return weight if update is None else self._adapter.apply(update, weight, 0, len(weight))
+
+
+def exactly_merged(base_dir: Path, adapter: Adapter) -> Weight:
+    """The adapter added to the matrices that the model holds, in float32 and not rounded afterwards."""
+    plan = _Plan(base_dir, adapter)
+
+    def weight_of(name: str, module: Any) -> "torch.Tensor":
+        weight, update = stored(name, module), plan.update(name)
+        return weight if update is None else plan.add(update, weight.float().cpu())
+
+    return weight_of
+
+
+def merged(base_dir: Path, adapter: Adapter, trip: RoundTrip | None) -> Weight:
+    """The matrices that MERGE would write, made one by one when they are asked for: base from disk, 4-bit round trip
+    where `trip` says so, then the adapter, rounded to the base's number format."""
+    plan = _Plan(base_dir, adapter)
+
+    def weight_of(name: str, module: Any) -> "torch.Tensor":
+        weight = plan.read(name)
+        return plan.add(plan.update(name), trip.apply(weight) if trip and name in trip.modules else weight)
+
+    return weight_of
