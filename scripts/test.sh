@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests in groups, cheapest first; every group runs even when an earlier one failed. Called by `make test`.
-# scripts/test.sh [lint|fast|slow|distributed ...]   (default: all four)
+# scripts/test.sh [lint|fast|slow|distributed|serving ...]   (default: all five)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -17,20 +17,22 @@ describe() {
         fast) echo "tests that train nothing (about 3 minutes)" ;;
         slow) echo "tests that load or train the embedded model (about 15 minutes)" ;;
         distributed) echo "tests that start several processes (about 7 minutes)" ;;
+        serving) echo "checkpoints and a bundle in vLLM, in an environment of its own (about 5 minutes, 2 of them to install)" ;;
     esac
 }
 
 group() {
     case $1 in
         lint) ruff check .; local style=$?; mypy && [ $style -eq 0 ] ;;
-        fast) pytest -q -m "not slow and not distributed" --durations=5 ;;
-        slow) pytest -q -m "slow and not distributed" --durations=10 ;;
+        fast) pytest -q -m "not slow and not distributed and not serving" --durations=5 ;;
+        slow) pytest -q -m "slow and not distributed and not serving" --durations=10 ;;
         distributed) OMP_NUM_THREADS=1 pytest -q -m distributed --durations=10 ;;
-        *) echo "test.sh: no group is called '$1': lint, fast, slow, distributed" >&2; return 2 ;;
+        serving) scripts/setup.sh serve && pytest -q -m serving tests/serving --durations=10 ;;
+        *) echo "test.sh: no group is called '$1': lint, fast, slow, distributed, serving" >&2; return 2 ;;
     esac
 }
 
-[ $# -gt 0 ] || set -- lint fast slow distributed
+[ $# -gt 0 ] || set -- lint fast slow distributed serving
 failed=(); summary=()
 for name in "$@"; do
     printf '\n== %s: %s\n' "$name" "$(describe "$name")"

@@ -56,12 +56,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> dict[
         prompts = [chat.prompt_ids(talk, mode, []) for mode in ("plain", "think")]
         prompts.append(chat.prompt_ids([*talk, {"role": "assistant", "content": "Seal 4."}, talk[0]], "plain", []))
         jobs += [{"model": str(model), "adapter": lora and str(lora), "prompts": prompts, "tokens": TOKENS}
-                 for model, lora in ((merged, None), (base, adapter))]  # fmt: skip
+                 for model, lora in ((merged / "model", None), (base, adapter))]  # fmt: skip
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         untuned = in_transformers(plain, prompts)
         found[shape] = SimpleNamespace(
             untuned=untuned,
-            transformers=in_transformers(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), prompts),
+            transformers=in_transformers(AutoModelForCausalLM.from_pretrained(merged / "model", dtype=torch.float32), prompts),
             peft=in_transformers(PeftModel.from_pretrained(plain, adapter), prompts),
         )
     environment = {
