@@ -87,6 +87,14 @@ def _index_of_another_save(model: Path) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
+def _twice(model: Path) -> None:
+    shutil.copy(model / "model.safetensors", model / "a.safetensors")
+    (model / "model.safetensors").rename(model / "b.safetensors")
+    names = load_file(model / "a.safetensors")
+    shards = {name: "ab"[number % 2] + ".safetensors" for number, name in enumerate(names)}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
 def _outside(model: Path) -> None:
     shutil.copy(model / "model.safetensors", model.parent / "x.safetensors")
     (model / "model.safetensors").unlink()
@@ -247,6 +255,8 @@ OLDER = {
 # Not in those tables, and as wrong.
 OTHERS = {
     "an index of another save": (_index_of_another_save, "stale-index"),
+    "one tensor in two shards": (_twice, "tensor-twice"),
+    "a value of another kind": (_json("config.json", rope_parameters={"rope_type": []}), "value-type"),
     "an index that is a list": (_write("model.safetensors.index.json", '{"weight_map": ["a"]}'), "weight-files"),
     "an index that leads out": (_outside, "weight-files"),
     "two tensors in one place": (_swapped_shards, "torn-weights"),

@@ -1,7 +1,9 @@
 """VERIFY gives no alarm on good checkpoints of real shapes, plain and quantised, and reads headers only."""
 
+import ast
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -217,3 +219,18 @@ def test_files_with_values_of_any_other_type_end_in_findings_never_in_a_tracebac
                 assert isinstance(found(good), list)
         (good / name).write_text(json.dumps(content))
     shutil.rmtree(good)
+
+
+def test_every_rule_is_explained_in_the_docs_and_tried_in_a_test():
+    root = Path(__file__).parents[1]
+    sources = [*(root / "finetune/verify").glob("*.py"), root / "finetune/signing.py"]
+    rules = {
+        node.args[0].value
+        for source in sources for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("finding", "named")
+        if isinstance(node.args[0], ast.Constant)
+    }  # fmt: skip
+    explained = re.findall(r"(?m)^\| `([a-z0-9-]+)` \|", (root / "docs/verifying.md").read_text(encoding="utf-8"))
+    assert sorted(explained) == sorted(rules)
+    tests = "".join(file.read_text(encoding="utf-8") for file in (root / "tests").glob("test_*.py"))
+    assert {rule for rule in rules if f'"{rule}"' not in tests and f"[{rule}]" not in tests} == set()

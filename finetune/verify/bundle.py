@@ -12,7 +12,11 @@ from finetune.shards import Tensor, read_header
 from finetune.verify import weights
 
 SUMS, SIGNATURE = "SHA256SUMS", "model.sig"
-PAPERS = ("README.md", "report.json", "report.html", "REPORT.md", "lineage.json", "config.yaml", SUMS)
+PAPERS = (
+    "README.md", "report.json", "report.html", "REPORT.md", "lineage.json", "config.yaml", "bom.cdx.json",
+    "golden.jsonl", "ROLLBACK.md", "verify.pyz", "serve/README.md", "serve/plan.json", "serve/alerts.yml",
+    "serve/alerts_test.yml", SUMS,
+)  # fmt: skip
 _NO_PICKLE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
 _RUNS = (".sh", ".pyz")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n\\]+)\n")
