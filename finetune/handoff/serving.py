@@ -178,7 +178,7 @@ def adapter_setup(
 
 def script(setup: Mapping[str, Any]) -> str:
     """A POSIX shell script; further arguments go to vLLM."""
-    words = []
+    words: list[str] = []
     for word in setup["argv"][2:]:
         # A flag begins a line, its value stands behind it.
         if word.startswith("--") or not words:

@@ -59,9 +59,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> dict[
                  for model, lora in ((merged / "model", None), (base, adapter))]  # fmt: skip
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         untuned = in_transformers(plain, prompts)
+        loaded = AutoModelForCausalLM.from_pretrained(merged / "model", dtype=torch.float32)
         found[shape] = SimpleNamespace(
             untuned=untuned,
-            transformers=in_transformers(AutoModelForCausalLM.from_pretrained(merged / "model", dtype=torch.float32), prompts),
+            transformers=in_transformers(loaded, prompts),
             peft=in_transformers(PeftModel.from_pretrained(plain, adapter), prompts),
         )
     environment = {
