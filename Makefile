@@ -6,6 +6,8 @@ SHELL := bash
 RECIPE ?= legal
 # Where the results go; empty: work/$(RECIPE).
 WORK ?=
+# Made by the demo and signs its bundle: shows how signing works, proves no origin, and says so itself.
+DEMO_KEY = $(or $(WORK),work/$(RECIPE))/demo-key
 # More overrides for the demo, for example: make demo ARGS="sft.max_steps=20"
 ARGS ?=
 
@@ -27,8 +29,10 @@ setup:  ## install everything into .venv and build the embedded model; costs not
 demo: setup  ## from documents to a proven checkpoint on this machine: make demo [RECIPE=legal] [WORK=folder]
 	@test -f recipes/$(RECIPE).yaml || { echo "demo: there is no recipes/$(RECIPE).yaml; there are:" $(basename $(notdir $(wildcard recipes/*.yaml))) >&2; exit 2; }
 	@echo '+ accelerate launch finetune/train.py recipe=$(RECIPE) model=smollm2_135m$(if $(WORK), work=$(WORK))$(if $(ARGS), $(ARGS))'
+	@test -f $(DEMO_KEY)/signing.key || { $(VENV_PATH) finetune keygen $(DEMO_KEY) --demo; }
 	@$(VENV_PATH) HF_HOME="$${FINETUNE_HOME:-$(CURDIR)/.cache}/huggingface" OMP_NUM_THREADS="$${OMP_NUM_THREADS:-$$(nproc)}" \
-	    accelerate launch finetune/train.py recipe=$(RECIPE) model=smollm2_135m $(if $(WORK),work=$(WORK)) $(ARGS)
+	    accelerate launch finetune/train.py recipe=$(RECIPE) model=smollm2_135m $(if $(WORK),work=$(WORK)) \
+	    handoff.signing_key=$(DEMO_KEY)/signing.key "handoff.signer='demo key'" $(ARGS)
 
 test: setup  ## lint, then every test: fast ones first, then slow ones, then those that start several processes
 	@$(VENV_PATH) scripts/test.sh

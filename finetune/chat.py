@@ -124,11 +124,16 @@ class ChatFormat:
         longest_first = sorted(self.control_tokens, key=lambda token: (-len(token), token))
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def prompt_text(self, messages: Sequence[Message], mode: Mode = "plain", tools: Sequence[Any] = ()) -> str:
-        """What a server feeds the model for these messages, as text: ends with the generation prompt."""
+    def prompt_text(self, messages: Sequence[Message], mode: Mode | None = "plain", tools: Sequence[Any] = ()) -> str:
+        """What a server feeds the model for these messages, as text: ends with the generation prompt.
+
+        `mode` None is a request that names none: the template decides.
+        """
         return self._render(messages, mode, tools, generate=True)
 
-    def prompt_ids(self, messages: Sequence[Message], mode: Mode = "plain", tools: Sequence[Any] = ()) -> list[int]:
+    def prompt_ids(
+        self, messages: Sequence[Message], mode: Mode | None = "plain", tools: Sequence[Any] = ()
+    ) -> list[int]:
         """What a server feeds the model for these messages, as token ids."""
         return self.encode(self.prompt_text(messages, mode, tools))
 

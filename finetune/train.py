@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from finetune.artifacts import Artifact, Stage  # noqa: E402
 from finetune.config import Recipe, load  # noqa: E402
 from finetune.config.model import Model  # noqa: E402
+from finetune.config.recipe import without_places  # noqa: E402
 from finetune.config.section import Section  # noqa: E402
 from finetune.errors import RecipeError  # noqa: E402
 from finetune.libraries import leave_out, unused  # noqa: E402
@@ -29,12 +30,12 @@ see also: finetune --help; finetune plan recipe=NAME"""
 
 
 def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -> Path:
-    """PREPARE, training, SCORE, BASES (4-bit only), MERGE, PROOF and HANDOFF. Returns the bundle's directory."""
-    from finetune import bases, dpo, handoff, merge, pairs, proof, sft
+    """PREPARE, training, SCORE, BASES (4-bit only), MERGE, PROOF, EXPORT (if asked), HANDOFF. Returns the bundle."""
+    from finetune import bases, dpo, export, handoff, merge, pairs, proof, sft
     from finetune.base import find_base
     from finetune.corpus import prepare
     from finetune.corpus.read import find_documents
-    from finetune.handoff.publish import link_bundle
+    from finetune.handoff.publish import newest, publish
     from finetune.score import stage as score
     from finetune.tracking import Tracker
 
@@ -50,7 +51,8 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         done[made.stage] = made
         return made
 
-    inputs = {"base": base, "documents": find_documents(recipe.sources, recipe.documents)}
+    documents = find_documents(recipe.sources, recipe.documents)
+    inputs = {"base": base, "documents": documents}
     config = identity(recipe, prepare.Config)
     prepared = done["prepare"] = build_first(prepare.STAGE, config, root=work, inputs=inputs, say=say)
     training: dict[str, tuple[Stage, type[Section]]] = {
@@ -88,14 +90,20 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         inputs = {"base": base, "prepared": prepared, "adapter": adapter, "checkpoint": merged}
         parity = child(proof, {"machine": machine}, **inputs)
         tracker.follow(scores, parity)
+        if recipe.export:
+            asked = {"prepared": prepared, "checkpoint": merged, "scores": scores, "proof": parity}
+            inputs["exported"] = child(export, {"machine": machine}, **asked)
         facts = {
             "timings": {name: artifact.manifest["seconds"] for name, artifact in done.items()},
             "adapters": {name: str(done[name].path) for name in recipe.stages},
-            "config": recipe.model_dump(mode="json"),
+            "stages": {name: str(artifact.path) for name, artifact in done.items()},
+            "documents": {"root": str(recipe.documents), "files": documents.facts["sources"]},
+            "previous": newest(work),
+            "config": without_places(recipe.model_dump(mode="json")),
             "words": [word for word in words if not word.startswith(("work=", "data_root=", "handoff."))],
         }
-        bundle = child(handoff, {"run_facts": facts}, **inputs, scores=scores, proof=parity)
-    return link_bundle(bundle, work)
+        bundle = child(handoff, {"run_facts": facts, "machine": machine}, **inputs, scores=scores, proof=parity)
+    return publish(bundle, work, recipe.handoff.signing_key)
 
 
 def identity(recipe: Recipe, config: type[Section]) -> dict[str, Any]:
@@ -164,7 +172,10 @@ def main(words: Sequence[str]) -> int:
         return 2
     say(f"bundle: {bundle}")
     say(f"report: {bundle / 'report.html'}")
-    say(f"next:   {own_command()} verify {bundle} && less {bundle / 'serve.sh'}")
+    signed = recipe.handoff.signing_key
+    key = f" --key {Path(signed).with_name('signing.pub')}" if signed else ""
+    say(f"next:   {own_command()} verify {bundle}{key} && less {bundle / 'serve/README.md'}")
+    say(f"serve:  {own_command()} serve {bundle} --check  (vLLM for CPUs: scripts/setup.sh serve)")
     return 0
 
 

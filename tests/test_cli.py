@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -110,6 +111,7 @@ def test_a_broken_document_is_told_with_its_line_and_nothing_made_is_lost(tmp_pa
     data.mkdir()
     for file in (ROOT / "data/legal").iterdir():
         (data / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(ROOT / "data/LICENSES", tmp_path / "LICENSES")
     rules = (data / "coded_rules.jsonl").read_text().splitlines()
     rules[4] = rules[4][:-10]
     (data / "coded_rules.jsonl").write_text("\n".join(rules))

@@ -1,8 +1,12 @@
 """HANDOFF: the bundle is complete, verified, free of this machine's paths, and not made when a gate failed."""
 
+import getpass
 import json
+import re
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +16,14 @@ import yaml
 from checkpoints import make_adapter, make_base
 
 from finetune import artifacts, handoff, merge
-from finetune.artifacts import Artifact, Stage
+from finetune.artifacts import Artifact, Stage, hash_file
 from finetune.config import load
+from finetune.corpus.read import find_documents
 from finetune.errors import RecipeError
-from finetune.handoff.publish import link_bundle
+from finetune.handoff.publish import publish as hand_out
 from finetune.train import identity
 from finetune.verify import verify
+from finetune.verify.bundle import read_sums
 
 OTHERS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline")
 
@@ -51,7 +57,7 @@ def scores_of(main: str, *, low: float) -> dict[str, Any]:
 def made(tmp_path_factory) -> SimpleNamespace:
     """Everything that HANDOFF receives, small but of the real formats."""
     root = tmp_path_factory.mktemp("work")
-    recipe = load(["recipe=legal", "model=smollm2_135m"])
+    recipe = load(["recipe=legal", "model=smollm2_135m", "machine=cpu", "machine.threads=1"])
     tasks = {name: task for name, task in recipe.tasks.items() if task.main}
     recipe = recipe.model_copy(update={"tasks": tasks})
     main = recipe.main_task
@@ -90,7 +96,8 @@ def made(tmp_path_factory) -> SimpleNamespace:
 
     def proof(out: Path) -> None:
         parity = {"kl_mean": 2e-4, "kl_max": 1e-3, "top1": 0.99, "n_positions": 100, "n_prompts": 4,
-                  "dtype": "bfloat16", "near_ties": [], "disagreements": [], "greedy_equal_float32": True}  # fmt: skip
+                  "dtype": "bfloat16", "near_ties": [], "disagreements": [], "greedy_equal_float32": True,
+                  "kl_max_at": {"id": "r1", "position": 0}, "full_prompts": 200, "modes": {}, "bases": []}  # fmt: skip
         (out / "parity.json").write_text(json.dumps(parity))
 
     stages: dict[str, Artifact] = {"base": base}
@@ -99,16 +106,20 @@ def made(tmp_path_factory) -> SimpleNamespace:
     stages["scores"] = publish(root, "score", scores, adapter=stages["adapter"])
     stages["checkpoint"] = publish(root, "merge", checkpoint, adapter=stages["adapter"])
     stages["proof"] = publish(root, "proof", proof, checkpoint=stages["checkpoint"])
+    documents = find_documents(recipe.sources, recipe.documents)
     facts = {
         "timings": {"prepare": 1.0, "sft": 2.0},
         "adapters": {"sft": str(stages["adapter"].path)},
+        "documents": {"root": str(recipe.documents), "files": documents.facts["sources"]},
         "config": recipe.model_dump(mode="json"),
     }
     return SimpleNamespace(root=root, recipe=recipe, stages=stages, facts=facts)
 
 
-def hand_over(made: SimpleNamespace, out: Path, *, low: float = 0.1, **changes: Any) -> Path:
-    out.mkdir()
+def hand_over(
+    made: SimpleNamespace, out: Path, *, low: float = 0.1, run_facts: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    out.mkdir(exist_ok=True)
     stages = dict(made.stages)
     if low != 0.1:
         folder = out.with_name(out.name + "-scores")
@@ -116,8 +127,9 @@ def hand_over(made: SimpleNamespace, out: Path, *, low: float = 0.1, **changes: 
         (folder / "scores.json").write_text(json.dumps(scores_of(made.recipe.main_task, low=low)))
         stages["scores"] = Artifact(folder, stages["scores"].manifest)
     recipe = made.recipe.model_copy(update=changes)
-    facts = {**made.facts, "config": recipe.model_dump(mode="json")}
-    handoff.run(identity(recipe, handoff.Config), out=out, run_facts=facts, say=quiet, **stages)
+    facts = {**made.facts, **(run_facts or {}), "config": recipe.model_dump(mode="json")}
+    live = {"run_facts": facts, "machine": recipe.machine, "say": quiet}
+    handoff.run(identity(recipe, handoff.Config), out=out, **live, **stages)
     return out / "bundle"
 
 
@@ -129,7 +141,7 @@ def bundle(made) -> Path:
 def test_the_bundle_is_complete_and_gives_no_alarm(bundle):
     assert {path.name for path in bundle.iterdir()} == {
         "model", "adapter", "LICENSES", "report.html", "report.json", "REPORT.md", "README.md", "lineage.json",
-        "config.yaml", "serve.sh", "SHA256SUMS",
+        "config.yaml", "serve", "golden.jsonl", "bom.cdx.json", "ROLLBACK.md", "verify.pyz", "SHA256SUMS",
     }  # fmt: skip
     assert verify(bundle, deep=True, say=quiet) == []
 
@@ -146,13 +158,15 @@ def test_weights_are_linked_not_copied(bundle, made):
     assert ours.st_ino == made.stages["checkpoint"].file("model/model.safetensors").stat().st_ino
 
 
-def test_no_path_of_this_machine_and_no_personal_data_stand_in_the_bundle(bundle, made):
+def test_no_path_name_or_person_of_this_machine_stands_in_any_text_of_the_bundle(bundle, made):
+    user, host = getpass.getuser(), re.compile(rf"(?<![\w-]){re.escape(socket.gethostname())}(?![\w-])")
+    words = {str(made.root), str(Path.cwd()), str(Path.home()), sys.prefix, f"{user}@", f"~{user}", "anna@example.com"}
     for path in bundle.rglob("*"):
-        if path.is_file() and path.suffix not in (".safetensors", ".html"):
-            text = path.read_text(encoding="utf-8")
-            assert str(made.root) not in text, path
-            assert str(Path.cwd()) not in text, path
-            assert "anna@example.com" not in text, path
+        if path.is_file() and path.suffix != ".safetensors":
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert not [word for word in words if word in text], path
+            foreign = path.parent.name == "LICENSES" or path.name == "tokenizer.json"
+            assert foreign or not host.search(text), path
     adapter = json.loads((bundle / "adapter/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == made.recipe.model.name
 
@@ -224,28 +238,37 @@ def test_the_card_starts_with_the_front_matter_of_the_hub(bundle, made):
         assert said.lower() in text.lower()
 
 
-def test_the_lineage_leads_from_the_base_to_the_checkpoint_without_a_gap(bundle, made):
+def test_the_lineage_leads_from_the_documents_to_the_checkpoint_without_a_gap(bundle, made):
     lineage = json.loads((bundle / "lineage.json").read_text())
     assert [stage["stage"] for stage in lineage["stages"]] == ["prepare", "sft", "score", "merge", "proof"]
     digests = {stage["digest"] for stage in lineage["stages"]}
     for stage in lineage["stages"][1:]:
         assert set(stage["inputs"].values()) <= digests
+    sums, _ = read_sums(bundle / "SHA256SUMS")
+    for folder, files in (("model", lineage["checkpoint"]["files"]), ("adapter", lineage["adapter"]["files"])):
+        assert {f"{folder}/{name}": digest for name, digest in files.items()} == {
+            name: digest for name, digest in sums.items() if name.startswith(f"{folder}/")
+        }
+    assert lineage["template"]["sha256"] == sums["model/chat_template.jinja"]
+    for source, files in lineage["documents"].items():
+        for name, digest in files.items():
+            assert hash_file(made.recipe.documents / name) == digest, source
+    assert set(lineage["documents"]) == set(made.recipe.sources)
     assert lineage["environment"]["packages"]["torch"]
+    assert isinstance(lineage["code"]["dirty"], bool)
 
 
-def test_the_serve_script_is_valid_shell_and_hides_no_answer(bundle):
-    script = (bundle / "serve.sh").read_text()
-    subprocess.run(["sh", "-n", str(bundle / "serve.sh")], check=True)
-    assert "--reasoning-parser" not in script
-    assert "--max-lora-rank 8" in script
-    assert '--host "${HOST:-127.0.0.1}"' in script, "nobody is served from outside by accident"
+def test_the_serve_scripts_run_from_a_copy_of_the_bundle(bundle):
+    scripts = sorted((bundle / "serve").glob("*.sh"))
+    assert [script.name for script in scripts] == ["adapter.sh", "gpus-1.sh", "gpus-2.sh", "gpus-4.sh", "gpus-8.sh"]
+    assert all(script.stat().st_mode & 0o777 == 0o755 for script in scripts)
 
 
-def test_the_newest_bundle_is_linked_and_an_older_link_is_replaced(bundle, made, tmp_path):
+def test_the_newest_bundle_is_linked_and_an_older_link_is_replaced(tmp_path):
     work = tmp_path / "work"
     for key in ("one", "two"):
         (work / f"handoff-{key}/bundle").mkdir(parents=True)
-        link = link_bundle(Artifact(work / f"handoff-{key}", {"stage": "handoff"}), work)
+        link = hand_out(Artifact(work / f"handoff-{key}", {"stage": "handoff"}), work, None)
         assert link == work / "bundle"
         assert link.resolve() == work / f"handoff-{key}/bundle"
     assert sorted(path.name for path in work.iterdir()) == ["bundle", "handoff-one", "handoff-two"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.config import Recipe
 from finetune.errors import Problem, RecipeError
 from finetune.memory.counts import adapted_modules
+from finetune.signing import is_demo
 
 _ORDER = ("cpt", "sft", "dpo")
 _STARTS: Mapping[str, str] = {
@@ -160,7 +161,25 @@ def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Pr
         rule = "who accepts a failed gate and why are given together: both are shown in the report"
         missing = "reason" if handoff.reason is None else "accepted_by"
         yield Problem(f"handoff.{missing}", None, rule, f"handoff.{missing}='...'")
+    for source, text in handoff.licence_files.items():
+        path = f"handoff.licence_files.{source}"
+        if source not in recipe.sources:
+            yield Problem(path, text, "there is no source of this name", f"one of {', '.join(recipe.sources)}")
+        elif not (recipe.documents / text).is_file():
+            rule = f"there is no such file below {recipe.documents}"
+            yield Problem(path, text, rule, f"correct the path, or leave it out with ~{path}")
+    if handoff.signing_key is not None:
+        yield from _check_key(Path(handoff.signing_key), handoff.signer)
     tracked = environment.get("WANDB_MODE") or recipe.tracking.wandb
     if recipe.privacy.samples == "full" and tracked == "online":
         rule = "would send evaluation rows, personal data included, to a tracking server"
         yield Problem("privacy.samples", "full", rule, "privacy.samples=redacted, or tracking=offline")
+
+
+def _check_key(key: Path, signer: str | None) -> Iterator[Problem]:
+    """A run of hours must not end at a key that is not there, and a demo key must be called one on the card."""
+    if not key.is_file():
+        yield Problem("handoff.signing_key", str(key), "there is no such file", "`finetune keygen FOLDER` makes a key")
+    elif is_demo(key) and "demo" not in (signer or "").lower():
+        rule = "the key says that it is a demo key, and the card has to say so too"
+        yield Problem("handoff.signer", signer, rule, "handoff.signer='demo key'")

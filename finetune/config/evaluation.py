@@ -67,6 +67,12 @@ class Handoff(Section):
     reason: str | None = None
     alerts: Alerts = Alerts()
     """What the serving team is woken for."""
+    licence_files: dict[str, str] = {}
+    """Source -> its licence text, below data_root: copied into the bundle."""
+    signer: str | None = None
+    """Who signs, as the card says it; receivers trust the public key that they got from there, not this line."""
+    signing_key: str | None = None
+    """Private key (`finetune keygen`) that finished bundles are signed with. Never copied, logged or written down."""
 
 
 class Tracking(Section):

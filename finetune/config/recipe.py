@@ -76,6 +76,9 @@ def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in recipe.items() if key not in ("work", "data_root")}
     found["model"] = {**recipe["model"], "path": None}
     found["sources"] = {name: _without_folder(source) for name, source in recipe["sources"].items()}
+    if "handoff" in recipe:
+        texts = {name: Path(text).name for name, text in recipe["handoff"].get("licence_files", {}).items()}
+        found["handoff"] = {**recipe["handoff"], "signing_key": None, "licence_files": texts}
     if "tracking" in recipe:
         found["tracking"] = {**recipe["tracking"], "entity": None}
     return found

@@ -95,12 +95,13 @@ def find_documents(sources: Mapping[str, Source], data_root: Path) -> Artifact:
     that matches nothing.
     """
     problems: list[Problem] = []
-    found = [file for name, source in sources.items() for file in _find(name, source, data_root, problems)]
+    found = {name: _find(name, source, data_root, problems) for name, source in sources.items()}
     if problems:
         raise capped(problems)
-    files = {file.name: file.digest() for file in found}
+    held = {name: {file.name: file.digest() for file in files} for name, files in found.items()}
+    files = {file: digest for source in held.values() for file, digest in source.items()}
     digest = hashlib.sha256(canonical_json(files).encode()).hexdigest()
-    return Artifact(data_root, {"stage": "documents", "digest": digest, "facts": {"files": files}})
+    return Artifact(data_root, {"stage": "documents", "digest": digest, "facts": {"files": files, "sources": held}})
 
 
 def _find(name: str, source: Source, data_root: Path, problems: list[Problem]) -> list[SourceFile]:

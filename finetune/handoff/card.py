@@ -16,9 +16,9 @@ _SYSTEMS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "n
 
 
 def render(
-    settings: "Config", facts: Mapping[str, Any], lineage: Mapping[str, Any], licences: Sequence[str]
+    settings: "Config", facts: Mapping[str, Any], lineage: Mapping[str, Any], licences: Mapping[str, Sequence[str]]
 ) -> str:
-    """Front matter and text; every number stands in report.json as well."""
+    """Front matter and text; every number stands in report.json as well. `licences` is what lies in LICENSES/."""
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, autoescape=False,  # noqa: S701
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
@@ -26,13 +26,15 @@ def render(
     return template.render(
         front=yaml.safe_dump(_front(settings, facts), allow_unicode=True, sort_keys=False),
         s=settings, f=facts, lineage=lineage, licences=licences, systems=_SYSTEMS, number=_number,
+        quantised=dict(sorted(facts.get("export", {}).items())),
     )  # fmt: skip
 
 
 def _front(settings: "Config", facts: Mapping[str, Any]) -> dict[str, Any]:
     licence = settings.model.licence.lower()
     named = {"license": licence} if licence in _HUB_LICENCES else {
-        "license": "other", "license_name": re.sub(r"[^a-z0-9.-]+", "-", licence)
+        "license": "other", "license_name": re.sub(r"[^a-z0-9.-]+", "-", licence).strip("-"),
+        "license_link": "LICENSES",
     }  # fmt: skip
     return {
         "base_model": settings.model.name,

@@ -1,15 +1,29 @@
-"""work/<recipe>/bundle always names the newest finished bundle."""
+"""A finished bundle is signed, and work/<recipe>/bundle names the newest one."""
 
 import os
 from pathlib import Path
 
+from finetune import signing
 from finetune.artifacts import Artifact
 
 
-def link_bundle(handoff: Artifact, work: Path) -> Path:
-    """Point `work/bundle` at the bundle of this artifact and return it; readers see the old one or the new one."""
+def publish(handoff: Artifact, work: Path, signing_key: str | None) -> Path:
+    """Sign the bundle where a key is given and it does not carry that key's signature yet, then point `work/bundle` at
+    it and return that link; readers see the old bundle or the new one.
+
+    The signature is no part of the stage: it differs at each signing, and a key that is given later still signs.
+    """
+    bundle = handoff.file("bundle")
+    if signing_key is not None and not signing.signed_with(bundle, Path(signing_key)):
+        signing.sign(bundle, Path(signing_key))
     link, fresh = work / "bundle", work / f".bundle.{os.getpid()}"
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(Path(os.path.relpath(handoff.file("bundle"), work)), target_is_directory=True)
+    fresh.symlink_to(Path(os.path.relpath(bundle, work)), target_is_directory=True)
     fresh.replace(link)
     return link
+
+
+def newest(work: Path) -> str | None:
+    """The folder of the bundle that `work/bundle` names, None where there is none yet."""
+    link = work / "bundle"
+    return str(link.resolve()) if (link / "lineage.json").is_file() else None

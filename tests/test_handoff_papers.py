@@ -1,0 +1,299 @@
+"""HANDOFF's papers: golden prompts, bill of materials, rollback, signature, licences; and the same bytes twice."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from huggingface_hub import ModelCard
+from test_handoff import bundle, hand_over, made, publish, quiet  # noqa: F401 - bundle and made are fixtures
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from finetune import handoff as stage
+from finetune import signing
+from finetune.artifacts import Artifact, hash_file
+from finetune.config.recipe import without_places
+from finetune.errors import RecipeError
+from finetune.handoff import golden
+from finetune.handoff.lineage import bundle_id
+from finetune.handoff.publish import newest
+from finetune.handoff.publish import publish as hand_out
+from finetune.train import identity, ready
+from finetune.verify import verify
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# --- golden prompts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", golden.DTYPES)
+def test_golden_answers_are_those_that_transformers_gives_for_the_published_files(bundle, dtype):  # noqa: F811
+    model = AutoModelForCausalLM.from_pretrained(bundle / "model", dtype=getattr(torch, dtype)).eval()
+    lines, compared = lines_of(bundle), 0
+    assert len(lines) == golden.COUNT
+    for line in lines:
+        expected, prompt = line["expected"][dtype], line["prompt_token_ids"]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*prompt, *expected["token_ids"]]])).logits[0].float()
+        logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        for place, token in enumerate(expected["token_ids"]):
+            ours = float(logprobs[place, token])
+            assert abs(ours - expected["logprobs"][place]) <= golden.TOLERANCE[dtype]
+            if place not in expected["near_ties"]:
+                assert int(logprobs[place].argmax()) == token
+                compared += 1
+        assert len(expected["token_ids"]) == len(expected["logprobs"]) == len(expected["margins"])
+    assert compared > golden.COUNT, "where everything is a near-tie nothing is proven"
+
+
+def test_golden_prompts_are_rendered_as_a_server_renders_them(bundle):  # noqa: F811
+    tokenizer = AutoTokenizer.from_pretrained(bundle / "model")
+    for line in lines_of(bundle):
+        switch = {} if line["mode"] is None else {"enable_thinking": line["mode"] == "think"}
+        ids = tokenizer.apply_chat_template(line["messages"], add_generation_prompt=True, return_dict=False, **switch)
+        assert ids == line["prompt_token_ids"]
+
+
+def test_a_golden_prompt_of_every_mode_and_one_that_names_none(made):  # noqa: F811
+    model = made.recipe.model.model_copy(update={"modes": ("plain", "think")})
+    for samples in ("none", "full"):
+        recipe = made.recipe.model_copy(update={"model": model, "privacy": privacy(made, samples)})
+        asked = golden.choose(recipe, made.stages["prepared"].file("test.jsonl"))
+        assert {one.mode for one in asked} == {None, "plain", "think"}
+        assert len({one.id for one in asked}) == len(asked) == golden.COUNT
+
+
+def test_evaluation_rows_are_golden_prompts_only_where_privacy_allows_it(bundle, made):  # noqa: F811
+    rows = made.stages["prepared"].file("test.jsonl")
+    text = (bundle / "golden.jsonl").read_text(encoding="utf-8")
+    assert "anna@example.com" not in text
+    assert {line["origin"] for line in lines_of(bundle)} == {"synthetic"}
+    for samples, allowed in (("none", False), ("redacted", False), ("full", True)):
+        asked = golden.choose(made.recipe.model_copy(update={"privacy": privacy(made, samples)}), rows)
+        assert any("anna@example.com" in str(one.messages) for one in asked) == allowed
+        assert any(one.origin == "test row" for one in asked) == allowed
+
+
+def test_an_invented_prompt_is_the_tasks_own_template_in_other_words(made):  # noqa: F811
+    first = golden.choose(made.recipe, made.stages["prepared"].file("test.jsonl"))[0].messages[-1]["content"]
+    before, after = made.recipe.tasks[made.recipe.main_task].prompt.split("{opening}")
+    assert first.startswith(before)
+    assert first.endswith(after)
+    assert "{" not in first
+
+
+def test_a_margin_that_rounding_can_turn_is_a_near_tie():
+    assert golden.near_tie(20.0, "bfloat16") == pytest.approx(0.25)
+    assert golden.near_tie(100.0, "bfloat16") == pytest.approx(1.0), "two steps of a bfloat16 between 64 and 128"
+    assert golden.near_tie(20.0, "float32") == pytest.approx(1e-3)
+
+
+# --- the same bytes --------------------------------------------------------------------------------------------------
+
+
+def test_two_builds_of_one_bundle_differ_in_the_signature_alone(bundle, made, tmp_path):  # noqa: F811
+    again = hand_over(made, tmp_path / "again")
+    assert files_of(again) == files_of(bundle)
+    private, _ = signing.keygen(tmp_path / "keys")
+    first, second = Path(shutil.copytree(bundle, tmp_path / "a/bundle")), again
+    for folder in (first, second):
+        signing.sign(folder, private)
+    one, other = files_of(first), files_of(second)
+    assert {name for name in one if one[name] != other[name]} == {"model.sig"}, "ECDSA draws a random number"
+
+
+def test_killed_after_the_golden_answers_the_stage_goes_on_to_the_same_bytes(
+    bundle, made, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.verify.standalone.write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            hand_over(made, tmp_path / "out")
+    assert (tmp_path / "out/.golden.json").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.handoff.golden._answer", lambda *_: pytest.fail("asked a second time"))
+        resumed = hand_over(made, tmp_path / "out")
+    assert files_of(resumed) == files_of(bundle)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bundle"]
+
+
+# --- bill of materials, card, licences -------------------------------------------------------------------------------
+
+
+def test_the_bill_of_materials_follows_the_schema_of_cyclonedx(bundle):  # noqa: F811
+    text = (bundle / "bom.cdx.json").read_text(encoding="utf-8")
+    strict = JsonStrictValidator(SchemaVersion.V1_6)
+    assert strict.validate_str(text) is None
+    assert strict.validate_str(text.replace('"machine-learning-model"', '"model"')) is not None
+
+
+def test_the_bill_of_materials_names_models_data_and_libraries_by_their_hashes(bundle, made):  # noqa: F811
+    bom = json.loads((bundle / "bom.cdx.json").read_text(encoding="utf-8"))
+    parts = {part["bom-ref"]: part for part in [bom["metadata"]["component"], *bom["components"]]}
+    assert {"model", "base", "adapter"} <= parts.keys()
+    for folder in ("model", "adapter"):
+        named = {part["name"]: part["hashes"][0]["content"] for part in parts[folder]["components"]}
+        assert named == files_of(bundle / folder)
+    for name, source in made.recipe.sources.items():
+        assert source.licence in str(parts[f"data:{name}"]["licenses"])
+        assert all(part["hashes"] for part in parts[f"data:{name}"]["components"])
+    torch_part = next(part for part in bom["components"] if part["name"] == "torch")
+    assert torch_part["purl"] == f"pkg:pypi/torch@{torch_part['version']}"
+    assert torch_part["licenses"]
+    card = parts["model"]["modelCard"]
+    assert card["considerations"]["technicalLimitations"][0] == made.recipe.limits
+    measured = {metric["slice"]: metric for metric in card["quantitativeAnalysis"]["performanceMetrics"][:1]}
+    assert measured[f"held-out rows of {made.recipe.main_task}"]["value"] == "0.5"
+    assert {ref for entry in bom["dependencies"] for ref in [entry["ref"], *entry["dependsOn"]]} <= parts.keys()
+    assert "timestamp" not in bom["metadata"], "a clock would make every build another one"
+
+
+def test_the_card_is_read_by_the_hubs_own_library(bundle, made):  # noqa: F811
+    data = ModelCard((bundle / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=False).data
+    assert (data.license, data.base_model, data.language) == ("apache-2.0", made.recipe.model.name, ["en"])
+    assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [("rouge_l", 0.5)]
+    assert data.pipeline_tag == "text-generation"
+
+
+def test_every_file_that_the_card_names_is_there(bundle):  # noqa: F811
+    text = (bundle / "README.md").read_text(encoding="utf-8")
+    for name in ("report.html", "lineage.json", "config.yaml", "bom.cdx.json", "ROLLBACK.md", "golden.jsonl",
+                 "serve/README.md", "serve/gpus-1.sh", "verify.pyz", "model/chat_template.jinja"):  # fmt: skip
+        assert name in text
+        assert (bundle / name).is_file(), name
+
+
+def test_licence_texts_of_base_and_sources_come_along(made, tmp_path):  # noqa: F811
+    settings = made.recipe.handoff.model_copy(update={"licence_files": {"constitution": "constitution_of_india.html"}})
+    folder = hand_over(made, tmp_path / "out", handoff=settings) / "LICENSES"
+    assert (folder / "base-LICENSE").read_text() == "Apache License 2.0"
+    text = made.recipe.documents / "constitution_of_india.html"
+    assert (folder / "data-constitution_of_india.html").read_bytes() == text.read_bytes()
+    assert "Source constitution: Government of India (text: data-constitution" in (folder / "DATA.txt").read_text()
+
+
+# --- rollback --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_bundle_says_that_there_is_none_to_go_back_to(bundle):  # noqa: F811
+    text = (bundle / "ROLLBACK.md").read_text()
+    assert "first bundle" in text
+    assert bundle_id(bundle) in text
+
+
+def test_a_later_bundle_says_what_changed_since_the_one_before(bundle, made, tmp_path):  # noqa: F811
+    work = tmp_path / "work"
+    shutil.copytree(bundle, work / "handoff-old/bundle")
+    hand_out(Artifact(work / "handoff-old", {"stage": "handoff"}), work, None)
+    changes = {"limits": "a | b", "score": made.recipe.score.model_copy(update={"resamples": 5000})}
+    later = hand_over(made, tmp_path / "out", run_facts={"previous": newest(work)}, **changes)
+    text = (later / "ROLLBACK.md").read_text()
+    assert bundle_id(bundle) in text
+    assert bundle_id(later) in text
+    assert "| score.resamples | 10000 | 5000 |" in text
+    assert "| limits | " in text
+    assert "a \\| b" in text
+    assert "| adapter |" not in text, "the adapter is the same one"
+    assert "chat template is the same" in text
+    assert "handoff-old" in text
+    assert str(tmp_path) not in text
+
+
+# --- quantised siblings ----------------------------------------------------------------------------------------------
+
+
+def test_quantised_models_stand_beside_the_merged_one_unless_vetoed(bundle, made, tmp_path):  # noqa: F811
+    """The copies of the merged model stand in for quantised ones: HANDOFF reads export.json and files, no weights."""
+    found = {}
+
+    def export(out: Path) -> None:
+        for scheme, loss in (("w8a8", 0.001), ("w4a16", 0.3)):
+            shutil.copytree(bundle / "model", out / scheme)
+            found[scheme] = {
+                "files": files_of(out / scheme), "bytes": 1, "kl_mean": 0.01, "kl_max": 0.1, "top1": 0.99,
+                "n_positions": 10, "settings": {"group_size": 128},
+                "tasks": {made.recipe.main_task: {"tuned": 0.5, "quantised": 0.5 - loss, "loss": loss, "ci95": [0, 1]}},
+            }  # fmt: skip
+        (out / "export.json").write_text(json.dumps(found))
+
+    stages = {**made.stages, "exported": publish(tmp_path, "export", export)}
+    given = SimpleNamespace(**{**vars(made), "stages": stages})
+    later = hand_over(given, tmp_path / "out")
+    assert sorted(path.name for path in later.glob("model*")) == ["model", "model-w8a8"]
+    assert files_of(later / "model-w8a8") == found["w8a8"]["files"]
+    assert json.loads((later / "report.json").read_text())["export"]["w4a16"]["vetoed"]
+    card = (later / "README.md").read_text()
+    assert "Quantised to w4a16 and left out: it loses 0.3000" in card
+    assert set(json.loads((later / "lineage.json").read_text())["quantised"]) == {"w8a8"}
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((later / "bom.cdx.json").read_text()) is None
+
+
+# --- signature -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_signed_once_by_each_key_and_again_by_another(bundle, tmp_path):  # noqa: F811
+    work = tmp_path / "work"
+    shutil.copytree(bundle, work / "handoff-one/bundle")
+    handed = Artifact(work / "handoff-one", {"stage": "handoff"})
+    keys = [signing.keygen(tmp_path / name) for name in ("first", "second")]
+    seen = []
+    for private, _ in (keys[0], keys[0], keys[1]):
+        link = hand_out(handed, work, str(private))
+        seen.append((link / "model.sig").read_bytes())
+    assert seen[0] == seen[1] != seen[2], "signing again would read 65 GB again; another key has to sign"
+    assert verify(work / "bundle", deep=True, key=keys[1][1], say=quiet) == []
+    assert verify(work / "bundle", deep=True, key=keys[0][1], say=quiet) != []
+
+
+def test_the_signing_key_stands_in_no_key_no_config_and_no_file(made, bundle, tmp_path):  # noqa: F811
+    private, _ = signing.keygen(tmp_path / "keys")
+    handoff = made.recipe.handoff.model_copy(update={"signing_key": str(private)})
+    recipe = made.recipe.model_copy(update={"handoff": handoff})
+    assert identity(recipe, stage.Config) == identity(made.recipe, stage.Config)
+    assert str(private) not in json.dumps(without_places(recipe.model_dump(mode="json")))
+    signed = hand_over(made, tmp_path / "out", handoff=handoff)
+    hand_out(Artifact(tmp_path / "out", {"stage": "handoff"}), tmp_path, str(private))
+    secret = private.read_bytes()
+    for path in signed.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert secret[40:80] not in content, path
+            assert str(private).encode() not in content, path
+    assert {name for name in files_of(signed) if name not in files_of(bundle)} == {"model.sig"}
+
+
+def test_a_demo_key_is_called_one_before_anything_is_trained(tmp_path):
+    private, _ = signing.keygen(tmp_path / "keys", demo=True)
+    words = ["recipe=legal", "model=smollm2_135m", "machine=cpu", f"work={tmp_path / 'work'}"]
+    with pytest.raises(RecipeError, match=r"handoff\.signer.*demo key"):
+        ready([*words, f"handoff.signing_key={private}"])
+    with pytest.raises(RecipeError, match=r"handoff\.signing_key.*no such file"):
+        ready([*words, f"handoff.signing_key={tmp_path / 'nowhere'}"])
+    with pytest.raises(RecipeError, match=r"handoff\.licence_files\.terms.*no such file"):
+        ready([*words, "handoff.licence_files={terms: nowhere.txt}"])
+    assert ready([*words, f"handoff.signing_key={private}", "handoff.signer='demo key'"])
+
+
+def test_the_card_says_who_is_said_to_have_signed(made, tmp_path):  # noqa: F811
+    handoff = made.recipe.handoff.model_copy(update={"signer": "demo key"})
+    folder = hand_over(made, tmp_path / "out", handoff=handoff)
+    assert "Said to be signed by: **demo key**" in (folder / "README.md").read_text()
+    assert json.loads((folder / "lineage.json").read_text())["signer"] == "demo key"
+
+
+def privacy(made: SimpleNamespace, samples: str):  # noqa: F811
+    return made.recipe.privacy.model_copy(update={"samples": samples})
