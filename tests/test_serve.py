@@ -140,7 +140,7 @@ def test_a_server_that_ignores_sigint_is_ended_all_the_same(tmp_path: Path, monk
 
 LINE = {
     "prompt_token_ids": [1, 2], "expected": {"bfloat16": {
-        "token_ids": [5, 6, 7], "logprobs": [-0.1, -0.2, -0.3], "near_ties": [1]}},
+        "token_ids": [5, 6, 7], "logprobs": [-0.1, -0.2, -0.3], "near_ties": [1], "margins": [5.0, 0.5, 0.35]}},
 }  # fmt: skip
 
 
@@ -151,6 +151,7 @@ LINE = {
         ({"logprobs": [-0.1, -0.29, -0.3]}, 3, ""),
         ({"logprobs": [-0.1, -0.2, -0.5]}, 3, "log-prob of token 2 is off by 0.2"),
         ({"token_ids": [5, 9, 9]}, 1, ""),
+        ({"token_ids": [9, 6, 7]}, 0, "answer ids differ from 0"),
         ({"token_ids": [5, 6, 9]}, 2, "answer ids differ from 2"),
         ({"token_ids": [5, 6], "logprobs": [-0.1, -0.2]}, 2, "answer ids differ from 2"),
         ({"prompt_token_ids": [1, 3]}, 0, "prompt ids differ from 1"),

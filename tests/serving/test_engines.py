@@ -42,10 +42,10 @@ def in_transformers(model: Any, prompts: list[list[int]]) -> list[dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> dict[str, SimpleNamespace]:
+def answers(tmp_path_factory: pytest.TempPathFactory, qwen3_float32: Path) -> dict[str, SimpleNamespace]:
     """Shape -> answers of four ways to run the same model."""
     root = tmp_path_factory.mktemp("engines")
-    bases = {"qwen3": tiny_qwen3, "llama": make_base(root / "llama", kind="llama", tied=True, dtype=torch.float32)}
+    bases = {"qwen3": qwen3_float32, "llama": make_base(root / "llama", kind="llama", tied=True, dtype=torch.float32)}
     jobs, found = [], {}
     for shape, base in bases.items():
         adapter = make_adapter(base, root / f"{shape}-adapter", r=8, strength=0.2)
