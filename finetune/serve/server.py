@@ -84,7 +84,8 @@ class Server:
             words, cwd=folder, env={**os.environ, **_ENVIRONMENT}, stdout=log,
             stderr=subprocess.STDOUT if log else None, start_new_session=True,
         )  # fmt: skip
-        self._before = signal.signal(signal.SIGTERM, _interrupt)
+        # A shell that starts commands in the background has SIGINT ignored: it is asked for again.
+        self._before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +93,8 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:
