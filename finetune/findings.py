@@ -13,10 +13,15 @@ class Finding(Problem):
     name: str
 
     def __str__(self) -> str:
-        return f"{super().__str__()} [{self.name}]"
+        return printable(f"{super().__str__()} [{self.name}]")
 
     def to_json(self) -> dict[str, Any]:
         return {"rule": self.name, "path": self.path, "value": self.value, "why": self.rule, "fix": self.fix}
+
+
+def printable(text: str) -> str:
+    """One line, whatever a stranger's file said: no control character of it reaches a terminal."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
 def finding(name: str, path: object, value: Any, rule: str, fix: str) -> Finding:

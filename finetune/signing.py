@@ -74,8 +74,10 @@ def sign(directory: Path, private_key: Path) -> Path:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = _load_private(private_key)
-    names = _names(directory)
-    digests = {name: _hash(directory / name) for name in names}
+    if links := [str(path) for path in directory.rglob("*") if path.is_symlink()]:
+        rule = "a link is not signed, since no reader follows it"
+        raise RecipeError.one(str(directory), links[:3], rule, "put the file itself there")
+    digests = {name: _hash(directory / name) for name in _names(directory)}
     statement = {
         "_type": _STATEMENT,
         "subject": [{"name": directory.resolve().name, "digest": {"sha256": _root(list(digests.values()))}}],
@@ -160,7 +162,7 @@ def examine(
         envelope, hint = _read(file)
         statement = json.loads(envelope.payload)
         listed, demo = _listed(statement)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [finding("signature-format", file, None, f"not a model signature to the byte ({error})",
                         "copy the file again, or ask the sender")], []  # fmt: skip
     findings = _compare(directory, listed, digests)

@@ -12,6 +12,7 @@ from checkpoints import make_adapter, make_base
 from safetensors.torch import load_file, save_file
 
 from finetune import merge
+from finetune.cli import main
 from finetune.verify import verify
 
 
@@ -288,6 +289,13 @@ OTHERS = {
     "a template that raises": (_write("chat_template.jinja", "{{ raise_exception('no') }}"), "template-broken"),
     "a template that reaches out": (
         _write("chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}"), "template-broken"),
+    "a template that calls itself": (
+        _write("chat_template.jinja", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"), "template-broken"),
+    "a config nested without end": (_write("config.json", "[" * 100_000), "model-file"),
+    "a generation config nested without end": (_write("generation_config.json", "[" * 100_000), "value-type"),
+    "a header nested without end": (
+        lambda m: (m / "model.safetensors").write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000),
+        "torn-weights"),
     "a template that drops the question": (
         _write("chat_template.jinja", "hello{% if add_generation_prompt %}<|im_start|>{% endif %}"), "template-drops"),
     "a template without a prompt": (_write("chat_template.jinja", NEWLINE_TEMPLATE), "template-no-prompt"),
@@ -384,6 +392,21 @@ def test_a_tied_head_that_differs_is_found_by_reading_deep(original, tmp_path):
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
     assert names(tmp_path / "nowhere") == {"no-folder"}
+
+
+def test_a_finding_is_one_line_without_control_characters(original, tmp_path):
+    shutil.copytree(original, tmp_path / "m")
+    _json("config.json", model_type="qwen3", rope_scaling={"rope_type": "\x1b[2J\nall is well"})(tmp_path / "m")
+    (tmp_path / "m/\x1b]0;x\x07.py").write_text("")
+    for line in map(str, verify(tmp_path / "m", say=quiet)):
+        assert line.isprintable()
+
+
+def test_a_file_that_cannot_be_read_is_an_answer_and_no_traceback(original, tmp_path, capsys):
+    shutil.copytree(original, tmp_path / "m")
+    (tmp_path / "m/NOTICE").symlink_to("/proc/self/mem")
+    assert main(["verify", str(tmp_path / "m"), "--deep"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_verifying_needs_neither_torch_nor_transformers(original):

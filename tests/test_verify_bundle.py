@@ -15,6 +15,7 @@ from test_handoff import bundle, made  # noqa: F401 - the bundle that HANDOFF re
 
 from finetune import signing
 from finetune.cli import main
+from finetune.errors import RecipeError
 from finetune.findings import Finding
 from finetune.verify import bundle as rules
 from finetune.verify import standalone, verify
@@ -148,6 +149,20 @@ def test_a_changed_byte_of_the_weights_is_named_by_the_sums_and_by_the_signature
     assert {finding.name for finding in found(fresh, key=keys[1])} == {"changed-bytes", "signature-bytes"}
 
 
+def test_a_quantised_sibling_is_checked_like_the_model(fresh):
+    shutil.copytree(fresh / "model", fresh / "model-w4a16")
+    _config(fresh, tie_word_embeddings=False, folder="model-w4a16")
+    (finding,) = [one for one in found(fresh) if one.name == "tie-flag"]
+    assert finding.path.startswith(str(fresh / "model-w4a16"))
+
+
+def test_a_link_is_no_way_out_of_a_bundle_neither_for_reading_nor_for_signing(fresh, keys):
+    (fresh / "way-out").symlink_to("/proc/self/mem")
+    assert "link" in {finding.name for finding in found(fresh, deep=True)}
+    with pytest.raises(RecipeError, match="link"):
+        signing.sign(fresh, keys[0])
+
+
 def test_a_bundle_that_another_key_signed_is_refused(fresh, keys, tmp_path, capsys):
     stranger, _ = signing.keygen(tmp_path / "stranger")
     signing.sign(fresh, stranger)
@@ -243,8 +258,8 @@ SPOILT = {
 }
 
 
-def _config(bundle: Path, **changes: Any) -> None:  # noqa: F811
-    file = bundle / "model/config.json"
+def _config(bundle: Path, *, folder: str = "model", **changes: Any) -> None:  # noqa: F811
+    file = bundle / folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 

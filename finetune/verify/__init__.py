@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune import signing
 from finetune.errors import Problem
-from finetune.findings import Finding, finding
+from finetune.findings import Finding, finding, printable
 from finetune.shards import Tensor
 from finetune.verify import bundle, model, reading
 from finetune.verify.weights import EMBEDDING, HEAD
@@ -24,7 +24,7 @@ def verify(directory: Path, *, deep: bool = False, key: Path | None = None, say:
     """
     findings, notes = examine(directory, deep=deep, key=key, say=say)
     for note in notes:
-        say(f"verify: {note}")
+        say(f"verify: {printable(note)}")
     return findings
 
 
@@ -48,7 +48,8 @@ def examine(directory: Path, *, deep: bool, key: Path | None, say: Say) -> tuple
     digests: dict[str, str] = {}
     if deep or trusted is not None:
         files = {
-            str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if path.is_file()
+            str(path.relative_to(directory)): path for path in sorted(directory.rglob("*"))
+            if path.is_file() and not (is_bundle and path.is_symlink())  # a bundle's links are findings, not ways out
         }  # fmt: skip
         by_file = {path: found for group in tensors for path, found in model.by_file(group).items()}
         digests, wrong = reading.read(files, by_file, say)

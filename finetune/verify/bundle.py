@@ -74,7 +74,7 @@ def check_adapter(directory: Path, findings: list[Finding]) -> dict[str, Tensor]
     try:
         config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = read_header(directory / "adapter_model.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         findings.append(finding("adapter-unreadable", directory, None, f"the adapter cannot be read ({error})",
                                 "copy the bundle again"))  # fmt: skip
         return {}

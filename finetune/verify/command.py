@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune.errors import RecipeError
+from finetune.findings import printable
 from finetune.verify import examine
 
 
@@ -22,14 +23,18 @@ def run(chosen: argparse.Namespace) -> int:
     """0 when nothing wrong was found; otherwise 2, and every finding with the name of its rule."""
     say = partial(print, file=sys.stderr if chosen.json else sys.stdout, flush=True)
     directory: Path = chosen.directory
-    findings, notes = examine(directory, deep=chosen.deep, key=chosen.key, say=say)
+    try:
+        findings, notes = examine(directory, deep=chosen.deep, key=chosen.key, say=say)
+    except OSError as error:
+        rule = f"it cannot be read ({error.strerror})"
+        raise RecipeError.one(str(error.filename or directory), None, rule, "read it as a user who may") from error
     if chosen.json:
         answer = {"directory": str(directory), "ok": not findings, "findings": [one.to_json() for one in findings],
                   "notes": notes}  # fmt: skip
         print(json.dumps(answer, indent=1, ensure_ascii=False))
         return 2 if findings else 0
     for note in notes:
-        say(f"verify: {note}")
+        say(f"verify: {printable(note)}")
     if findings:
         raise RecipeError(findings)
     say(f"{directory}: nothing wrong found")

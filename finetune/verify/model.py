@@ -65,7 +65,7 @@ def _readable(where: Path, checks: Iterator[Finding]) -> Iterator[Finding]:
     """The same findings; a value of a kind that the check cannot even read is one more, and ends it."""
     try:
         yield from checks
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         yield finding("value-type", where, None, f"a value is of a kind that no reader expects ({error!r})",
                       "restore the file of the base")  # fmt: skip
 
@@ -102,7 +102,7 @@ def _tensors(directory: Path, findings: list[Finding]) -> dict[str, Tensor]:
     except RecipeError as error:
         findings += (named("weight-files", problem) for problem in error.problems)
         return {}
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, RecursionError, TypeError) as error:
         findings.append(finding("weight-files", directory / shards.INDEX, None, f"no index of weights ({error})",
                                 "save the model again"))  # fmt: skip
         return {}
@@ -122,6 +122,10 @@ def _tensors(directory: Path, findings: list[Finding]) -> dict[str, Tensor]:
             header = shards.read_header(directory / name)
         except RecipeError as error:
             findings += (named("torn-weights", problem) for problem in error.problems)
+            continue
+        except RecursionError:
+            findings.append(finding("torn-weights", directory / name, None, "its header is nested without end",
+                                    "copy the file again"))  # fmt: skip
             continue
         findings += weights.check_layout(directory / name, list(header.values()))
         findings += (
@@ -151,7 +155,7 @@ def _index(directory: Path, found: dict[str, Tensor]) -> Iterator[Finding]:
 def _read(file: Path, findings: list[Finding]) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         kind = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         findings.append(finding("model-file", file, None, f"the file {kind}", "copy the model again"))
         return None

@@ -77,7 +77,9 @@ def check_template(
         asked = template.render(messages=[user], add_generation_prompt=True, **given)
         plain = template.render(messages=[user], add_generation_prompt=False, **given)
         closed = template.render(messages=[user, answer], add_generation_prompt=False, **given)
-    except (jinja2.TemplateError, RecipeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (
+        jinja2.TemplateError, RecipeError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError
+    ) as error:  # fmt: skip
         findings.append(finding("template-broken", file, None, f"the template does not render ({error})",
                                 "restore the base's"))  # fmt: skip
         return None
