@@ -39,6 +39,8 @@ CHANGES = {
     "export=[w4a16]": "export",
     "quantise.group_size=64": "export",
     "gates.export_loss_max=0.5": "handoff",
+    "handoff.signer=x": "handoff",
+    "handoff.signing_key=x": "",  # a finished bundle is signed, and none made for it
     # Said on the card and nowhere else.
     "model.note=x": "handoff",
     "model.licence=x": "handoff",

@@ -36,7 +36,7 @@ def build(
     adapter = _adapter(settings, traced)
     quantised = [_quantised(settings, scheme, found) for scheme, found in sorted(traced["quantised"].items())]
     model = _model(settings, traced, facts, [entry["bom-ref"] for entry in data])
-    body = {
+    body: dict[str, Any] = {
         "metadata": {
             "tools": {"components": [{"type": "application", "name": "finetune-toolkit",
                                       "version": str(traced["code"]["version"])}]},
