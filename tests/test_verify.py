@@ -349,6 +349,7 @@ FINE = {
         lambda m: shutil.copy(m / "model.safetensors", m / "consolidated.safetensors"), None),
     "6c unsloth fields": (_json("config.json", unsloth_version="2026.1", unsloth_fixed=True), None),
     "6c sliding_window": (_json("config.json", sliding_window=4096, use_sliding_window=False), None),
+    "a max_length, as good Llama 2 models carry it": (_json("generation_config.json", max_length=4096), None),
     "6c any model_max_length": (_json("tokenizer_config.json", model_max_length=10**30), None),
     # Served alike and refused here all the same, for the reason in docs/verifying.md.
     "6c TokenizersBackend": (_json("tokenizer_config.json", tokenizer_class="TokenizersBackend"), "tokenizer-class"),

@@ -150,7 +150,6 @@ def _sampling(file: Path, found: Mapping[str, Any]) -> Iterator[Finding]:
         yield finding("sampling-range", f"{file}: top_p", top_p, "above 0, at most 1", "correct it")
     if top_k is not None and (not isinstance(top_k, int) or top_k < -1):
         yield finding("sampling-range", f"{file}: top_k", top_k, "a whole number from -1 up", "correct it")
-    for key in ("max_new_tokens", "max_length"):
-        if key in found:
-            yield finding("answer-length", f"{file}: {key}", found[key],
-                          "it becomes the length of every answer that asks for none", "remove it")  # fmt: skip
+    if "max_new_tokens" in found:
+        yield finding("answer-length", f"{file}: max_new_tokens", found["max_new_tokens"],
+                      "it becomes the length of every answer that asks for none", "remove it")  # fmt: skip
