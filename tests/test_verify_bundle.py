@@ -163,6 +163,13 @@ def test_a_link_is_no_way_out_of_a_bundle_neither_for_reading_nor_for_signing(fr
         signing.sign(fresh, keys[0])
 
 
+def test_the_official_verifier_accepts_the_whole_bundle(signed, keys):
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(signed)]
+    command += ["--signature", str(signed / "model.sig"), "--public_key", str(keys[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_bundle_that_another_key_signed_is_refused(fresh, keys, tmp_path, capsys):
     stranger, _ = signing.keygen(tmp_path / "stranger")
     signing.sign(fresh, stranger)
