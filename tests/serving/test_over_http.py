@@ -1,6 +1,5 @@
 """A bundle made by the whole pipeline, served by `finetune serve` and asked through /v1/chat/completions."""
 
-import itertools
 import json
 import os
 import re
@@ -71,6 +70,7 @@ def server(bundle: Path) -> Iterator[SimpleNamespace]:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+    process.stdout.close()
 
 
 def free_port() -> int:
@@ -121,7 +121,7 @@ def test_prompts_are_served_as_they_were_trained_id_for_id(work: Path, server: S
     (prepared,) = work.glob("prepare-*")
     rows = {row["id"]: row for row in pq.read_table(prepared / "sft_train.parquet").to_pylist()}
     asked = 0
-    for text in itertools.islice((prepared / "train.jsonl").open(encoding="utf-8"), 12):
+    for text in (prepared / "train.jsonl").read_text(encoding="utf-8").splitlines()[:12]:
         record = json.loads(text)
         row = rows[record["id"]]
         prompt = row["input_ids"][: sum(label == IGNORED for label in row["labels"])]
