@@ -17,7 +17,10 @@ SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 @dataclass(frozen=True)
 class Job:
-    """`rows` holds the exported files (rows.py), `base` the model, `adapter` what DPO starts from; work in `out`."""
+    """`rows` holds the exported files (rows.py), `base` the model, `adapter` what DPO starts from; work in `out`.
+
+    `seed` draws the order of the rows and the random half of the adapter.
+    """
 
     kind: Literal["sft", "dpo"]
     variant: str
@@ -25,6 +28,7 @@ class Job:
     base: Path
     adapter: Path
     out: Path
+    seed: int = 0
 
     @property
     def numbers(self) -> dict[str, Any]:

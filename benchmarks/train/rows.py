@@ -26,6 +26,12 @@ def export_chats(chats: list[dict[str, Any]], folder: Path) -> None:
         folder / "prompt_completion.jsonl",
         ({"prompt": chat["messages"][:-1], "completion": chat["messages"][-1:]} for chat in chats),
     )
+    registry = {
+        "rows": {"file_name": "messages.jsonl", **_OPENAI},
+        "pairs": {"file_name": "pairs_llamafactory.jsonl", "ranking": True, **_OPENAI},
+    }
+    registry["pairs"]["columns"] = {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}
+    (folder / "dataset_info.json").write_text(json.dumps(registry, indent=1), encoding="utf-8")
 
 
 def export_pairs(pairs: list[dict[str, Any]], folder: Path) -> None:
@@ -47,12 +53,6 @@ def export_pairs(pairs: list[dict[str, Any]], folder: Path) -> None:
             for prompt, chosen, rejected in turns
         ),
     )
-    registry = {
-        "rows": {"file_name": "messages.jsonl", **_OPENAI},
-        "pairs": {"file_name": "pairs_llamafactory.jsonl", "ranking": True, **_OPENAI},
-    }
-    registry["pairs"]["columns"] = {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}
-    (folder / "dataset_info.json").write_text(json.dumps(registry, indent=1), encoding="utf-8")
 
 
 _OPENAI: dict[str, Any] = {

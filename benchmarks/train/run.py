@@ -1,11 +1,15 @@
 """The benchmark in one command; finished cells are kept, so the same command goes on where it was stopped.
 
-    .venv/bin/python benchmarks/train/run.py [--peers trl,llamafactory] [--steps 12] [--repeats 3] [--cells N]
-                                             [--out benchmarks/train/results/DATE-sft-dpo.json]
+    .venv/bin/python benchmarks/train/run.py [--peers trl,llamafactory] [--steps 12] [--repeats 3] [--seeds 5]
+        [--only sft/ours heldout/ ...] [--cells N] [--out benchmarks/train/results/DATE-cpu.json]
+
+A cell of the file is kept while what it was measured of is the same: the contender's packages and settings here, the
+rows or pairs, for ours the code that trains. Others are taken out and measured again, the most important first.
 """
 
 import argparse
 import datetime as dt
+import hashlib
 import json
 import os
 import platform
@@ -13,7 +17,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,9 +34,17 @@ from benchmarks.train.peers import axolotl, llamafactory, ms_swift, ours, plain_
 PEERS: dict[str, ModuleType] = {
     "ours": ours, "trl": plain_trl, "llamafactory": llamafactory, "axolotl": axolotl, "ms-swift": ms_swift,
 }
+FIRST = (("ours", "direct"), ("trl", "best"), ("llamafactory", "best"))
+"""What the comparison stands on, before everything else."""
 WARM = {"sft": 3, "dpo": 1}
 """Steps left out before the clock counts: memory is taken, kernels are chosen."""
 PYTHON = str(ROOT / ".venv/bin/python")
+TRAINS = (
+    "arguments", "attention", "base", "collective", "dpo", "fused", "generate", "guard", "head", "libraries", "loop",
+    "order", "pairs", "reference", "sft", "train",
+)  # fmt: skip
+"""Modules of ours that decide how fast and to what a training comes."""
+SHARED = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
@@ -70,24 +84,76 @@ def last_line(file: Path) -> str:
     return (errors or [line for line in lines if line] or [""])[-1][:300].replace(str(ROOT), ".")
 
 
-def work() -> Path:
-    return ROOT / "work/benchmark-train"
+# --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def job(kind: Any, variant: str, out: Path) -> Job:
-    whole = work() / "whole"
-    adapter = next((path for path in whole.glob("sft-*") if not path.name.endswith(".partial")), whole)
+def work(seed: int = 0) -> Path:
+    """`whole/` is our own run with this seed, `rows/` what the others are given of it."""
+    top = ROOT / "work/benchmark-train"
+    return top / "seeds" / str(seed) if seed else top
+
+
+def stage(name: str, seed: int = 0) -> Path | None:
+    whole = work(seed) / "whole"
+    return next((path for path in whole.glob(f"{name}-*") if not path.name.endswith(".partial")), None)
+
+
+def prepare(seed: int) -> Path:
+    """PREPARE's folder; every seed draws other rows to train on and to hold out."""
+    if stage("prepare", seed) is None:
+        words = [word for word in ours.words(work(seed) / "whole", "sft", seed) if not word.startswith("stages=")]
+        command = [PYTHON, "-m", "finetune.cli", "prepare", *words]
+        subprocess.run(command, cwd=ROOT, env=environment({"PYTHONPATH": str(ROOT)}), check=True, capture_output=True)
+    found = stage("prepare", seed)
+    assert found is not None, "PREPARE ended without an error and without a result"
+    if not (work(seed) / "rows/messages.jsonl").exists():
+        rows.export_chats(rows.read(found / "train.jsonl"), work(seed) / "rows")
+    return found
+
+
+def run_until(name: str, stages: str, seed: int) -> Path:
+    """Our own run up to the end of stage `name`, in `whole`; what follows is not measured here."""
+    folder, log = work(seed) / "whole", work(seed) / "whole.run/output.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [PYTHON, str(ROOT / "finetune/train.py"), *ours.words(folder, stages, seed)]
+    with log.open("w") as output:
+        here = environment({"PYTHONPATH": str(ROOT)})
+        child = subprocess.Popen(words, cwd=ROOT, env=here, stdout=output, stderr=subprocess.STDOUT)
+        while child.poll() is None and not list(folder.glob(f"{name}-*/manifest.json")):
+            time.sleep(1)
+        child.terminate()
+        child.wait()
+    found = stage(name, seed)
+    if found is None:
+        raise SystemExit(f"our own run failed: {last_line(log)}")
+    return found
+
+
+def job(kind: Any, variant: str, out: Path, seed: int = 0) -> Job:
     model = subprocess.run(
         [PYTHON, "-c", "from finetune import embedded; print(embedded.locate('smollm2_135m'))"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.strip()
-    return Job(kind, variant, work() / "rows", Path(model), adapter, out)
+    return Job(kind, variant, work(seed) / "rows", Path(model), stage("sft") or work() / "whole", out, seed)
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def timed(kind: str, peer: str, variant: str, name: str, steps: int) -> dict[str, Any]:
+def whole(name: str) -> dict[str, Any]:
+    """Our SFT and PAIRS: the rows, the pairs and the adapter that everyone's DPO starts from."""
+    for old in ("sft", "pairs", "dpo"):
+        for folder in (work() / "whole").glob(f"{old}-*"):
+            shutil.rmtree(folder)
+    pairs_made = run_until("pairs", "sft,dpo", 0)
+    prepared = prepare(0)
+    pairs = [pair for pair in rows.read(pairs_made / "preferences.jsonl") if not pair["held_out"]]
+    rows.export_pairs(pairs, work() / "rows")
+    counts = {"rows": len(rows.read(prepared / "train.jsonl")), "pairs": len(pairs)}
+    return {**counts, "base": score("none", 0)}
+
+
+def timed(kind: str, peer: str, variant: str, steps: int, name: str) -> dict[str, Any]:
     """CPU and wall seconds a step over `steps` steps after the warm ones, and the way to the first step's end."""
     folder = work() / "timed" / name.replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,47 +165,29 @@ def timed(kind: str, peer: str, variant: str, name: str, steps: int) -> dict[str
     return cell
 
 
-def trained(peer: str, variant: str, name: str) -> dict[str, Any]:
-    """A whole SFT and what its adapter gives on the held-out rows."""
+def held_out(peer: str, variant: str, seed: int, name: str) -> dict[str, Any]:
+    """A whole SFT and what its adapter gives on the held-out rows of the same seed."""
+    prepare(seed)
+    if peer == "ours":
+        for old in (work(seed) / "whole").glob("sft-*"):
+            shutil.rmtree(old)
+        return {"exit": 0, **score(run_until("sft", "sft", seed), seed)}
     folder = work() / "trained" / name.replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
-    command = PEERS[peer].command(job("sft", variant, folder / "out"))
+    command = PEERS[peer].command(job("sft", variant, folder / "out", seed))
     made = start(command, folder, stop=None)
     found = sorted(command.adapter.rglob("adapter_model.safetensors"), key=lambda path: len(path.parts))
     if not found:
         return {"exit": made["exit"], "error": made["last_line"] or "it left no adapter"}
-    return {"exit": made["exit"], **score(found[0].parent)}
+    return {"exit": made["exit"], **score(found[0].parent, seed)}
 
 
-def score(adapter: Path | str) -> dict[str, Any]:
-    prepared = next(path for path in (work() / "whole").glob("prepare-*") if not path.name.endswith(".partial"))
-    base = job("sft", "", work()).base
-    words = [PYTHON, str(ROOT / "benchmarks/train/heldout.py"), str(base), str(adapter), str(prepared / "test.jsonl")]
+def score(adapter: Path | str, seed: int) -> dict[str, Any]:
+    base, test = job("sft", "", work()).base, prepare(seed) / "test.jsonl"
+    words = [PYTHON, str(ROOT / "benchmarks/train/heldout.py"), str(base), str(adapter), str(test)]
     done = subprocess.run(words, env=environment({}), cwd=ROOT, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def whole(name: str) -> dict[str, Any]:
-    """Our SFT, PAIRS and DPO: the rows, the pairs and the adapter that everyone's DPO starts from."""
-    folder = work() / "whole"
-    words = [PYTHON, str(ROOT / "finetune/train.py"), *ours.words(folder, "sft,dpo")]
-    (work() / "whole.run").mkdir(parents=True, exist_ok=True)
-    with (work() / "whole.run/output.txt").open("w") as output:
-        here = environment({"PYTHONPATH": str(ROOT)})
-        child = subprocess.Popen(words, cwd=ROOT, env=here, stdout=output, stderr=subprocess.STDOUT)
-        while child.poll() is None and not list(folder.glob("dpo-*/manifest.json")):
-            time.sleep(1)
-        child.terminate()  # what follows DPO is not measured here
-        child.wait()
-    made = {path.name.split("-")[0]: path for path in folder.glob("*-*/") if not path.name.endswith(".partial")}
-    if "dpo" not in made:
-        raise SystemExit(f"the run that makes rows and pairs failed: {last_line(work() / 'whole.run/output.txt')}")
-    rows.export_chats(rows.read(made["prepare"] / "train.jsonl"), work() / "rows")
-    pairs = [pair for pair in rows.read(made["pairs"] / "preferences.jsonl") if not pair["held_out"]]
-    rows.export_pairs(pairs, work() / "rows")
-    counts = {"rows": len(rows.read(made["prepare"] / "train.jsonl")), "pairs": len(pairs)}
-    return {**counts, "base": score("none"), "ours": score(made["sft"])}
 
 
 def documented(peer: str, name: str) -> dict[str, Any]:
@@ -153,30 +201,68 @@ def documented(peer: str, name: str) -> dict[str, Any]:
     return {"command": shown, "exit": made["exit"], "first_step": ran, "error": None if ran else made["last_line"]}
 
 
-def plan(peers: list[str], repeats: int) -> Iterator[tuple[str, Any]]:
+def plan(peers: list[str], repeats: int, steps: int, seeds: int) -> Iterator[tuple[str, Callable[[str], Any]]]:
     """Names of cells in their order, with what fills them. Contenders take turns, so that drift hits all alike."""
+    known = [(peer, variant) for peer in peers for variant in PEERS[peer].VARIANTS]
+    first = [pair for pair in FIRST if pair in known]
+    starts = [pair for pair in known if pair[0] == "ours" and pair not in first]
+    pinned = [pair for pair in known if pair not in [*first, *starts]]
+    groups = [("sft", first + starts), ("dpo", first)]
+    later = [(kind, [pair]) for pair in pinned for kind in ("sft", "dpo")]
     yield "whole", whole
+    for kind, contenders in groups:
+        yield from _turns(kind, contenders, repeats, steps)
+    for seed in range(1, seeds + 1):  # 0 is the timed cells'
+        for peer, variant in first:
+            yield f"heldout/{peer}.{variant}/{seed}", partial(held_out, peer, variant, seed)
+    for kind, contenders in later:
+        yield from _turns(kind, contenders, repeats, steps)
     for peer in peers:
         if peer != "ours":
-            yield f"documented/{peer}", lambda name, peer=peer: documented(peer, name)
-    pairs = [(peer, variant) for peer in peers for variant in PEERS[peer].VARIANTS]
-    for kind in ("sft", "dpo"):
-        for turn in range(repeats):
-            for peer, variant in pairs:
-                if kind == "sft" or variant in ("direct", "default", "best"):
-                    yield f"{kind}/{peer}.{variant}/{turn}", (kind, peer, variant)
-    for peer, variant in pairs:
-        if peer != "ours":
-            yield f"trained/{peer}.{variant}", lambda name, peer=peer, variant=variant: trained(peer, variant, name)
+            yield f"documented/{peer}", partial(documented, peer)
+
+
+def _turns(
+    kind: str, contenders: list[tuple[str, str]], repeats: int, steps: int
+) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    counted = steps if kind == "sft" else max(1, steps // 3)
+    for turn in range(repeats):
+        for peer, variant in contenders:
+            yield f"{kind}/{peer}.{variant}/{turn}", partial(timed, kind, peer, variant, counted)
+
+
+# --- what a cell was measured of -------------------------------------------------------------------------------------
+
+
+def measured_of(name: str) -> str:
+    """A digest of all that may change this cell, the machine left out."""
+    kind, _, rest = name.partition("/")
+    peer = rest.partition("/")[0].partition(".")[0] or "ours"
+    parts = [Path(PEERS[peer].__file__ or "").read_bytes(), (ROOT / "benchmarks/train/job.py").read_bytes()]
+    if peer in ("ours", "trl"):
+        parts.append(" ".join(f"{package} {version(package)}" for package in SHARED).encode())
+    else:
+        parts.append((ROOT / f"benchmarks/train/locks/{peer}.txt").read_bytes())
+    if peer == "ours":
+        parts += [(ROOT / f"finetune/{module}.py").read_bytes() for module in TRAINS]
+    if kind != "whole":
+        seed = int(rest.rpartition("/")[2]) if kind == "heldout" else 0
+        prepare(seed)
+        given = "pairs_trl.jsonl" if kind == "dpo" else "messages.jsonl"
+        parts.append((work(seed) / "rows" / given).read_bytes())
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--peers", default="trl,llamafactory", help="beside ours; axolotl and ms-swift where installed")
+    there = [peer for peer in PEERS if peer == "trl" or (ROOT / f".venv-bench-{peer}").exists()]
+    parser.add_argument("--peers", default=",".join(there), help="beside ours; those that setup.sh has installed")
     parser.add_argument("--steps", type=int, default=12, help="SFT steps that count; a third of it for DPO")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each contender for the held-out loss")
     parser.add_argument("--cells", type=int, default=0, help="stop after so many new cells")
-    parser.add_argument("--only", default="", help="only cells whose name begins so")
+    parser.add_argument("--only", nargs="*", default=[""], help="only cells whose name begins so")
+    parser.add_argument("--list", action="store_true", help="say what is missing, measure nothing")
     today = dt.datetime.now(dt.UTC).date()
     parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/train/results/{today}-cpu.json")
     asked = parser.parse_args()
@@ -184,23 +270,30 @@ def main() -> None:
     book["machine"] = {
         "cores": os.cpu_count(), "threads": THREADS, "cpu": cpu_name(), "python": platform.python_version(),
     }
-    done = 0
-    for name, what in plan(["ours", *filter(None, asked.peers.split(","))], asked.repeats):
-        if name in book["cells"] or not name.startswith(asked.only):
+    cells, done = book["cells"], 0
+    for name, fill in plan(["ours", *filter(None, asked.peers.split(","))], asked.repeats, asked.steps, asked.seeds):
+        if not name.startswith(tuple(asked.only)):
             continue
-        if isinstance(what, tuple):
-            kind, peer, variant = what
-            cell = timed(kind, peer, variant, name, asked.steps if kind == "sft" else max(1, asked.steps // 3))
-        else:
-            cell = what(name)
-        book["cells"][name] = {**cell, "date": str(today), "commit": commit()}
+        of = measured_of(name)
+        if cells.get(name, {}).get("of") == of:
+            continue
+        if asked.list:
+            print(name)
+            continue
+        began = time.monotonic()
+        cell = fill(name)
+        took = round(time.monotonic() - began)
+        if name == "whole":  # what it made may be what others were measured of
+            of = measured_of(name)
+        cells[name] = {**cell, "took_s": took, "date": str(today), "commit": commit(), "of": of}
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(book, indent=1) + "\n", encoding="utf-8")
-        print(name, json.dumps(cell), flush=True)
+        print(name, json.dumps(cell), f"{took} s", flush=True)
         done += 1
         if done == asked.cells:
             return
-    print("every cell is filled:", asked.out)
+    if not asked.list:
+        print("every cell is filled:", asked.out)
 
 
 def cpu_name() -> str:

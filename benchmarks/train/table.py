@@ -18,6 +18,8 @@ NAMES = {
     "llamafactory.default": "LLaMA-Factory, defaults", "llamafactory.best": "LLaMA-Factory, best",
     "axolotl.best": "axolotl, best", "ms-swift.best": "ms-swift, best",
 }
+_T95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Number of pairs -> Student's t at 97.5 %, one degree of freedom less."""
 BEGIN, END = "<!-- made by table.py from {file} -->", "<!-- end of {file} -->"
 
 
@@ -28,6 +30,7 @@ def render(book: dict[str, Any]) -> str:
     for title, shown in (
         ("SFT", _timed(cells, "sft")),
         ("DPO, 8 pairs a step", _timed(cells, "dpo")),
+        ("Held-out NLL after 60 steps of SFT", _held_out(cells)),
         ("A peer's own documented configuration, up to its first step on this CPU", _documented(cells)),
     ):
         if shown:
@@ -42,7 +45,8 @@ def _facts(book: dict[str, Any]) -> str:
     return (
         f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}, {machine['cores']} cores of {machine['cpu']}, "
         f"{machine['threads']} threads, Python {machine['python']}. {whole.get('rows', '?')} rows, "
-        f"{whole.get('pairs', '?')} pairs. Held-out NLL of the untrained model: {whole['base']['nll']:.3f}."
+        f"{whole.get('pairs', '?')} pairs. Held-out NLL of the untrained model: "
+        f"{whole['base']['nll'] if whole else float('nan'):.3f}."
     )
 
 
@@ -50,7 +54,6 @@ def _timed(cells: dict[str, Any], kind: str) -> str:
     head = ["", "CPU s a step", "wall s a step", "start to first step, s", "peak RSS, MiB"]
     if kind == "sft":
         head[2:2] = ["supervised tokens a CPU s"]
-        head += ["held-out NLL"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, shown in NAMES.items():
         runs = [cell for key, cell in cells.items() if key.startswith(f"{kind}/{name}/")]
@@ -65,10 +68,7 @@ def _timed(cells: dict[str, Any], kind: str) -> str:
             wanted.insert(1, "supervised_per_cpu_s")
         if kind == "dpo" and name == "ours.direct":
             shown = "ours, `python finetune/train.py`, PREPARE, SFT and PAIRS done before"
-        row = [shown, *(_spread([cell[key] for cell in runs if key in cell]) for key in wanted)]
-        if kind == "sft":
-            row.append(_nll(cells, name))
-        lines.append(row)
+        lines.append([shown, *(_spread([cell[key] for cell in runs if key in cell]) for key in wanted)])
     if len(lines) == 2:
         return ""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_ratio(cells, kind)}"
@@ -100,12 +100,32 @@ def _spread(values: list[float]) -> str:
     return f"{middle} [{low}, {high}]" if len(values) > 1 else middle
 
 
-def _nll(cells: dict[str, Any], name: str) -> str:
-    if name.startswith("ours."):
-        found = cells.get("whole", {}).get("ours", {}).get("nll") if name == "ours.direct" else None
-    else:
-        found = cells.get(f"trained/{name}", {}).get("nll")
-    return f"{found:.3f}" if found is not None else ""
+def _held_out(cells: dict[str, Any]) -> str:
+    """Each contender's mean over seeds, and what ours has more than it, paired by seed, with a 95 % t interval."""
+    found: dict[str, dict[str, float]] = {}
+    for key, cell in cells.items():
+        kind, _, rest = key.partition("/")
+        if kind == "heldout" and "nll" in cell:
+            name, _, seed = rest.rpartition("/")
+            found.setdefault(name, {})[seed] = cell["nll"]
+    ours = found.get("ours.direct", {})
+    lines = [["", "seeds", "mean NLL [least, most]", "ours - it [95 % interval]"], ["---", "---:", "---:", "---:"]]
+    for name, shown in NAMES.items():
+        if name in found:
+            nll = found[name]
+            mean = f"{statistics.mean(nll.values()):.4f} [{min(nll.values()):.4f}, {max(nll.values()):.4f}]"
+            both = [] if name == "ours.direct" else [ours[seed] - nll[seed] for seed in sorted(nll) if seed in ours]
+            lines.append([shown.partition(", PREPARE")[0], str(len(nll)), mean, difference(both)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
+
+
+def difference(pairs: list[float]) -> str:
+    """Mean of paired differences with Student's 95 % interval; '' for fewer than three, which say nothing."""
+    if len(pairs) < 3:
+        return ""
+    mean = statistics.mean(pairs)
+    half = _T95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
 def _documented(cells: dict[str, Any]) -> str:

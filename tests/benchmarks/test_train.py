@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.train import clock, heldout, rows, table
+from benchmarks.train import clock, heldout, rows, run, table
 from benchmarks.train.job import DPO, Job
 from benchmarks.train.peers import axolotl, llamafactory, ms_swift, ours, plain_trl
 from finetune.chat import ChatFormat
@@ -114,6 +114,58 @@ def test_held_out_loss_is_the_mean_over_answer_tokens_whatever_the_batch(tiny_qw
     assert math.isclose(heldout.mean_nll(model, examples, batch=2), total / 6, rel_tol=1e-5)
     model.get_output_embeddings().weight.data.zero_()
     assert math.isclose(heldout.mean_nll(model, examples), math.log(model.config.vocab_size), rel_tol=1e-5)
+
+
+def test_the_most_important_cells_come_first_and_contenders_take_turns() -> None:
+    names = [name for name, _ in run.plan(["ours", "trl", "llamafactory", "axolotl"], 2, 12, 3)]
+    assert names[0] == "whole"
+    assert len(names) == len(set(names))
+    best = ["ours.direct", "trl.best", "llamafactory.best"]
+    turns = [f"dpo/{name}/{turn}" for turn in (0, 1) for name in best]
+    assert [name for name in names if name.startswith("dpo/")][:6] == turns
+    assert [name for name in names if name.startswith("heldout/")][:3] == [f"heldout/{name}/1" for name in best]
+    firsts = [min(i for i, name in enumerate(names) if name.startswith(word)) for word in (
+        "sft/ours", "dpo/ours", "heldout/", "sft/trl.default", "sft/axolotl", "documented/",
+    )]  # fmt: skip
+    assert firsts == sorted(firsts)
+
+
+def test_a_cell_is_taken_again_where_its_packages_settings_rows_or_our_code_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "work", lambda seed=0: tmp_path / str(seed))
+    monkeypatch.setattr(run, "prepare", lambda seed: tmp_path)
+    peers = ("sft/trl.best/0", "dpo/trl.best/0", "heldout/axolotl.best/1", "sft/ms-swift.best/0")
+    names = ("whole", "sft/ours.direct/0", *peers)
+    for seed in "01":
+        (tmp_path / seed / "rows").mkdir(parents=True)
+        for file in ("messages", "pairs_trl"):
+            (tmp_path / seed / f"rows/{file}.jsonl").write_text(seed)
+
+    seen: dict[str, str] = {}
+
+    def changed() -> set[str]:
+        now = {name: run.measured_of(name) for name in names}
+        others = {name for name in names if now[name] != seen.get(name)}
+        seen.update(now)
+        return others
+
+    assert changed() == set(names)
+    assert changed() == set()
+    (tmp_path / "0/rows/pairs_trl.jsonl").write_text("other pairs")
+    assert changed() == {"dpo/trl.best/0"}
+    (tmp_path / "1/rows/messages.jsonl").write_text("other rows")
+    assert changed() == {"heldout/axolotl.best/1"}
+    monkeypatch.setattr(run, "TRAINS", run.TRAINS[1:])
+    assert changed() == {"whole", "sft/ours.direct/0"}
+    monkeypatch.setattr(run, "version", lambda package: "another")
+    assert changed() == {"whole", "sft/ours.direct/0", "sft/trl.best/0", "dpo/trl.best/0"}
+
+
+def test_a_difference_over_seeds_has_students_interval() -> None:
+    assert table.difference([0.01, 0.03]) == ""
+    # Mean 0.02, standard error 0.01 / sqrt(3), t(2) = 4.303.
+    assert table.difference([0.01, 0.02, 0.03]) == "+0.0200 [-0.0048, +0.0448]"
 
 
 def test_the_tables_of_the_page_are_those_of_the_committed_results() -> None:

@@ -19,7 +19,7 @@ def command(job: Job) -> Command:
         "output_dir": str(job.out / "adapter"), "dataset_prepared_path": str(job.out / "prepared"),
         "micro_batch_size": n["batch_size"], "gradient_accumulation_steps": 1, "max_steps": n["steps"], "num_epochs": 1,
         "optimizer": "adamw_torch", "lr_scheduler": "linear", "learning_rate": n["learning_rate"], "warmup_steps": 0,
-        "seed": 0, "saves_per_epoch": 0, "val_set_size": 0, "logging_steps": 5, "special_tokens": {},
+        "seed": job.seed, "saves_per_epoch": 0, "val_set_size": 0, "logging_steps": 5, "special_tokens": {},
         # Off a GPU `bf16: auto` silently means fp16, and its kernels want Triton.
         "plugins": ["axolotl_on_cpu.OnCpu"],
         "bf16": True, "tf32": False, "attn_implementation": "eager", "gradient_checkpointing": False,

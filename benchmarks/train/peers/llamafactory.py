@@ -22,7 +22,7 @@ def command(job: Job) -> Command:
         "template": "smollm2", "default_system": SYSTEM, "cutoff_len": n["max_length"],
         "output_dir": str(job.out / "adapter"), "overwrite_output_dir": True, "report_to": "none",
         "per_device_train_batch_size": n["batch_size"], "gradient_accumulation_steps": 1,
-        "learning_rate": n["learning_rate"], "max_steps": n["steps"], "lr_scheduler_type": "linear", "seed": 0,
+        "learning_rate": n["learning_rate"], "max_steps": n["steps"], "lr_scheduler_type": "linear", "seed": job.seed,
         "save_only_model": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 5,
     }
     if job.kind == "dpo":

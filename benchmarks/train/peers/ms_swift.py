@@ -19,7 +19,7 @@ def command(job: Job) -> Command:
         "lora_alpha": LORA["lora_alpha"], "lora_dropout": LORA["lora_dropout"], "max_length": n["max_length"],
         "output_dir": job.out / "adapter", "per_device_train_batch_size": n["batch_size"],
         "gradient_accumulation_steps": 1, "max_steps": n["steps"], "learning_rate": n["learning_rate"],
-        "lr_scheduler_type": "linear", "warmup_ratio": 0, "seed": 0, "logging_steps": 5, "report_to": "none",
+        "lr_scheduler_type": "linear", "warmup_ratio": 0, "seed": job.seed, "logging_steps": 5, "report_to": "none",
         "torch_dtype": "bfloat16", "use_cpu": "true", "bf16": "false", "gradient_checkpointing": "false",
         "save_steps": n["steps"], "dataloader_num_workers": 0, "add_version": "false", "use_hf": "true",
         "split_dataset_ratio": 0, "group_by_length": "true" if job.kind == "sft" else "false",

@@ -13,14 +13,16 @@ from benchmarks.train.job import LORA, ROOT, SFT, Command, Job
 VARIANTS = ("direct", "launch", "prepared")
 
 
-def words(work: Path, stages: str) -> list[str]:
-    """One task of 480 rows and nothing else, no checkpoint or evaluation inside the measured steps."""
+def words(work: Path, stages: str, seed: int = 0) -> list[str]:
+    """One task of 480 rows and nothing else, no checkpoint or evaluation inside the measured steps; no tracker, as the
+    others. `seed` also draws which rows are trained and which are held out."""
     return [
         "recipe=maintenance", "model=smollm2_135m", "machine=cpu", f"work={work}", f"stages=[{stages}]",
-        "tasks.fields.train_rows=480", "~tasks.place", "replay=null", "dpo.pairs.prompts=160", "dpo.max_steps=16",
+        f"seed={seed}", "tasks.fields.train_rows=480", "~tasks.place", "replay=null", "dpo.pairs.prompts=160",
+        "dpo.max_steps=16",
         f"method.lora.r={LORA['r']}", f"method.lora.lora_alpha={LORA['lora_alpha']}",
         f"sft.trl.learning_rate={SFT['learning_rate']}",
-        "sft.save_steps=1000", "sft.eval_steps=1000", "dpo.save_steps=1000",
+        "tracking=disabled", "sft.save_steps=1000", "sft.eval_steps=1000", "dpo.save_steps=1000",
     ]
 
 
@@ -36,4 +38,4 @@ def command(job: Job) -> Command:
     launcher = [str(python / "accelerate"), "launch"] if job.variant == "launch" else [str(python / "python")]
     stages = "sft" if job.kind == "sft" else "sft,dpo"
     program = str(ROOT / "finetune/train.py")
-    return Command([*launcher, program, *words(job.out, stages)], adapter=job.out, at=ROOT)
+    return Command([*launcher, program, *words(job.out, stages, job.seed)], adapter=job.out, at=ROOT)

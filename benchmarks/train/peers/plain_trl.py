@@ -25,7 +25,8 @@ def command(job: Job) -> Command:
     n = job.numbers
     keys: dict[str, Any] = {
         "output_dir": str(job.out), "use_cpu": True, "max_steps": n["steps"], "learning_rate": n["learning_rate"],
-        "per_device_train_batch_size": n["batch_size"], "max_length": n["max_length"], "report_to": "none", "seed": 0,
+        "per_device_train_batch_size": n["batch_size"], "max_length": n["max_length"], "report_to": "none",
+        "seed": job.seed,
     }
     if job.kind == "dpo":
         keys["beta"] = n["beta"]
