@@ -54,7 +54,18 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
         "gates": gates,
         "parity": {"kl_mean": 3.21e-6, "kl_max": 4.4e-5, "top1": 0.9987, "n_positions": 2310, "n_prompts": 24,
                    "near_ties": [{"id": "articles:3", "position": 4, "margin_nats": 0.01}], "disagreements": [],
-                   "greedy_equal_float32": True},
+                   "greedy_equal_float32": True, "full_prompts": 200,
+                   "kl_max_at": {"id": "articles:3", "position": 4},
+                   "modes": {mode: {"kl_mean": 3.1e-6, "kl_max": 4.4e-5, "top1": 0.9987, "n_positions": 1155,
+                                    "n_prompts": 12} for mode in ("plain", "think")},
+                   "bases": [{"name": "round-tripped 4-bit", "kl_mean": 3.3e-6, "kl_max": 4.1e-5, "top1": 1.0,
+                              "chosen": True},
+                             {"name": "as it is", "kl_mean": 0.0213, "kl_max": 0.31, "top1": 0.96,
+                              "chosen": False}]},
+        "export": {
+            "w4a16": _export(116_700_449, 0.541, tasks, 0.062, "it loses 0.0620 of title"),
+            "w8a8": _export(166_752_079, 0.0198, tasks, -0.009, None),
+        },
         "privacy": "redacted",
         "samples": samples,
         "outcomes": collecting.count_outcomes(samples),
@@ -89,6 +100,15 @@ def _task(name: str, title: str, metric: str, *, main: bool, n: int, scores: tup
     return {"name": name, "title": title, "metric": metric, "main": main, "n": n,
             **dict(zip(systems, others, strict=True)), "tuned": tuned, "against": against, **differences[against],
             "differences": differences}
+
+
+def _export(size: int, kl: float, tasks: list[dict[str, Any]], loss: float, why: str | None) -> dict[str, Any]:
+    scored = {
+        task["name"]: {"tuned": task["tuned"], "quantised": task["tuned"] - loss, "loss": loss,
+                       "ci95": [loss - 0.031, loss + 0.029], "n": task["n"]}
+        for task in tasks
+    }  # fmt: skip
+    return {"bytes": size, "kl_mean": kl, "kl_max": 9 * kl, "top1": 0.946, "tasks": scored, "vetoed": why}
 
 
 def _sample(number: int, language: str) -> dict[str, Any]:

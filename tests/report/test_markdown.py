@@ -57,10 +57,11 @@ def test_every_number_stands_in_the_facts(language: str, gate: str) -> None:
     facts = json.loads(json.dumps(make_facts(language, gate=gate, accepted=gate == "fail")))
     text = markdown.render(facts)
     # Names and versions are quoted as they are, the sentences of the verdict are facts themselves.
-    quoted = ("recipe", "title", "model", "verdict", "environment", "command")
+    quoted = ("recipe", "title", "model", "verdict", "environment", "command", "export")
     for quote in sorted(strings([facts[name] for name in quoted]), key=len, reverse=True):
         text = text.replace(quote, "")
-    text = text.replace("float32", "")
+    for name in ("float32", "w4a16", "w8a8"):
+        text = text.replace(name, "")
     for quote in strings([row["dropped"] | {"": list(row["dropped"])} for row in facts["ledger"]]):
         text = text.replace(quote, "")
     known = [*numbers({key: facts[key] for key in facts if key not in ("samples", "config")}), 1.0]
@@ -94,3 +95,11 @@ def test_who_accepted_a_failed_gate_is_named() -> None:
     text = markdown.render(make_facts(gate="fail", accepted=True))
     assert "R. Okafor, model risk" in text
     assert "| fail |" in text
+
+
+def test_a_vetoed_quantised_model_is_named_with_its_number_and_none_is_told_of_where_none_was_made() -> None:
+    facts = make_facts()
+    assert "w4a16 is not in the bundle: it loses 0.0620 of title" in markdown.render(facts)
+    assert "w8a8 is not" not in markdown.render(facts)
+    del facts["export"]
+    assert "Quantised" not in markdown.render(facts)
