@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -98,19 +98,19 @@ def measure(order: Order) -> None:
             found = parity.compare(model, prompts, answers, logits, [line["id"] for line in asked], order["dtype"])
             _write_whole(wanted[scheme], json.dumps(found))
         for task in questions:
-            _ask(model, task, kept, order, lambda line, scheme=scheme: _say(f"{scheme}, {line}"))
+            _ask(model, task, kept, order, f"{scheme}, {task['task']}")
         del model
         gc.collect()
     logits.unlink(missing_ok=True)
 
 
-def _ask(model: Any, task: Mapping[str, Any], kept: Kept, order: Order, say: Callable[[str], None]) -> None:
+def _ask(model: Any, task: Mapping[str, Any], kept: Kept, order: Order, what: str) -> None:
     name = task["task"]
-    say(f"{name}, {len(task['prompts'])} prompts")
+    _say(f"{what}, {len(task['prompts'])} prompts")
     generate(
         model, task["prompts"], max_new_tokens=task["max_new_tokens"], stop_ids=order["stop_ids"],
         pad_id=order["pad_id"], batch_tokens=order["batch_tokens"], done=kept.of(name),
-        on_batch=lambda batch: kept.add(name, batch), say=lambda line: say(f"{name}: {line}"),
+        on_batch=lambda batch: kept.add(name, batch), say=lambda line: _say(f"{what}: {line}"),
     )  # fmt: skip
 
 

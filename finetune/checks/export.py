@@ -28,8 +28,6 @@ def check_export(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("quantise.group_size", how.group_size, rule, f"quantise.group_size={best}")
     elif how.group_size:
         yield Problem("quantise.group_size", how.group_size, "is w4a16's alone", "quantise.group_size=null")
-    if how.smoothing and "w8a8" not in schemes:
-        yield Problem("quantise.smoothing", how.smoothing, "is w8a8's alone", "quantise.smoothing=0")
 
 
 def check_environment(recipe: Recipe) -> Iterator[Problem]:

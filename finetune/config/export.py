@@ -27,7 +27,7 @@ class Quantise(Section):
     calibration row and takes seconds."""
     group_size: Literal[32, 64, 128] | None = None
     """Inputs that share a scale in w4a16; null: the largest of these that divides every linear layer of the model."""
-    smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    smoothing: Annotated[float, Field(ge=0, le=1)] = 0.8
     """SmoothQuant's strength for w8a8 (arXiv 2211.10438): how much of the activations' range is moved into the weights
     before both are rounded; 0 leaves it out."""
 
