@@ -92,8 +92,9 @@ def test_a_short_cache_shortens_the_requests_rather_than_promise_them() -> None:
     found = capacity.layout(
         QWEN3_32B, BF16_BYTES, gpus=1, card=capacity.LARGE, max_model_len=131_072, dtype="bfloat16"
     )
-    assert found.max_model_len == found.kv_tokens < 131_072
-    assert found.requests == 1.0
+    assert found.kv_tokens < 131_072
+    assert found.max_model_len == pytest.approx(0.9 * found.kv_tokens, abs=16), "vLLM would not start without room"
+    assert found.requests == pytest.approx(1.11, abs=0.01)
 
 
 @pytest.mark.parametrize(

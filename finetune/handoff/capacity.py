@@ -16,6 +16,8 @@ BLOCK = 16
 """Tokens in one block of vLLM's cache on a GPU; 128 on a CPU (seen in 0.32.0)."""
 ROOM = 16
 """Requests of full length that one copy of the model should hold before a further GPU makes a further copy."""
+KEPT_BACK = 0.1
+"""Share of the cache that one request may not count on: vLLM refuses to start when its cache is smaller than one."""
 W4A16_BITS = 4.125
 """Bits for each weight of a linear layer in W4A16: four, and one bfloat16 scale for each group of 128."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -113,9 +115,9 @@ def _one(
     share = weights / tensor_parallel / GIB
     left = UTILISATION * card.gib - share - card.reserve_gib
     tokens = kv_tokens(int(left * GIB), per_token)
-    length = min(max_model_len, tokens)
+    length = min(max_model_len, int(tokens * (1 - KEPT_BACK)) // BLOCK * BLOCK)
     problem = ""
-    if tokens < min(max_model_len, 1024):
+    if length < min(max_model_len, 1024):
         problem = (
             f"the weights take {share:.1f} GiB of each {card.name} GPU; of {UTILISATION:.0%} of {card.gib:g} GiB, less "
             f"a reserve of {card.reserve_gib:g} GiB, {max(0.0, left):.1f} GiB are left for keys and values: "

@@ -61,7 +61,7 @@ def make_plan(
     weights = capacity.weight_bytes(checkpoint)
     common = [*flags(name, model.dtype), *template_flags(checkpoint, model)]
     setups = [
-        _setup(f"gpus-{count}.sh", "model", common, config, model, capacity.layout(
+        _setup(f"gpus-{count}.sh", "model", common, config, capacity.layout(
             config, weights, gpus=count, card=capacity.LARGE, max_model_len=length, dtype=model.dtype))
         for count in _GPUS
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def make_plan(
     setups.append(
         {
             **_setup(
-                "gpus-2x24gb-w4a16.sh", small.name if small else "", common, config, model,
+                "gpus-2x24gb-w4a16.sh", small.name if small else "", common, config,
                 capacity.layout(
                     config, four_bits, gpus=2, card=capacity.SMALL, max_model_len=length, dtype=model.dtype
                 ),
@@ -154,13 +154,14 @@ def adapter_flags(name: str, rank: int, yarn: Mapping[str, Any] | None) -> list[
 def adapter_setup(
     name: str, model: Model, checkpoint: Path, adapter: Path, setups: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The adapter on its base, which several adapters can share, as wide as the merged model on the fewest GPUs."""
+    """The adapter on its base, which several adapters can share, on the fewest GPUs that leave room beside it."""
     rank, problem = lora_rank(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")))
     if rank is None:
         return {"problem": problem, "argv": []}
-    wide = next((setup for setup in setups if setup["card"] == capacity.LARGE.name and setup["argv"]), None)
-    if wide is None:
+    fitting = [setup for setup in setups if setup["card"] == capacity.LARGE.name and setup["argv"]]
+    if not fitting:
         return {"problem": "no set-up holds the model", "argv": []}
+    wide = next((setup for setup in fitting if setup["requests_of_full_length"] >= 2), fitting[-1])
     yarn = None
     if model.rope_parameters is not None:
         theta = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["rope_theta"]
@@ -204,7 +205,7 @@ def control_tokens(checkpoint: Path) -> list[str]:
 
 
 def _setup(
-    script: str, folder: str, common: Sequence[str], config: Mapping[str, Any], model: Model, found: capacity.Layout
+    script: str, folder: str, common: Sequence[str], config: Mapping[str, Any], found: capacity.Layout
 ) -> dict[str, Any]:
     facts = {
         "script": script, "gpus": found.gpus, "card": found.card.name, "tensor_parallel": found.tensor_parallel,
@@ -218,6 +219,14 @@ def _setup(
         "requests_of_full_length": round(found.requests, 1),
     }  # fmt: skip
     return {**facts, "argv": ["vllm", "serve", folder, *common, *gpu_flags(found)] if folder else []}
+
+
+def _wider(found: capacity.Layout) -> list[str]:
+    """What to add to a command for shorter requests: the last of two equal flags counts."""
+    return [
+        "--max-model-len", str(found.max_model_len), "--tensor-parallel-size", str(found.tensor_parallel),
+        "--data-parallel-size", str(found.copies),
+    ]  # fmt: skip
 
 
 def _yarn(config: Mapping[str, Any], model: Model, weights: int) -> dict[str, Any] | None:
@@ -235,5 +244,7 @@ def _yarn(config: Mapping[str, Any], model: Model, weights: int) -> dict[str, An
     return {
         "positions": positions,
         "hf_overrides": {"rope_parameters": rope, "max_position_embeddings": positions},
-        "setups": [_setup("", "", [], config, model, found) for found in layouts],
+        "setups": [
+            _setup(f"gpus-{found.gpus}.sh", "", [], config, found) | {"flags": _wider(found)} for found in layouts
+        ],
     }
