@@ -4,6 +4,7 @@ The pipeline on one screen, and the only file that knows the order of the stages
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from finetune.errors import RecipeError  # noqa: E402
 from finetune.libraries import leave_out, unused  # noqa: E402
 from finetune.ranks import build_first, build_in_child, build_together, hold, is_first, rank, world  # noqa: E402
 
+_FOLDER = re.compile(r"""[=:,\s'"(\[{][/~]""")
 USAGE = """usage: accelerate launch finetune/train.py recipe=NAME [model=] [method=lora|qlora] [machine=] [tracking=]
                                            [stages=[sft,dpo]] [any.key=value] [--config-dir DIR]
 see also: finetune --help; finetune plan recipe=NAME"""
@@ -100,10 +102,16 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
             "documents": {"root": str(recipe.documents), "files": documents.facts["sources"]},
             "previous": newest(work),
             "config": without_places(recipe.model_dump(mode="json")),
-            "words": [word for word in words if not word.startswith(("work=", "data_root=", "handoff."))],
+            "words": without_folders(words),
         }
         bundle = child(handoff, {"run_facts": facts, "machine": machine}, **inputs, scores=scores, proof=parity)
     return publish(bundle, work, recipe.handoff.signing_key)
+
+
+def without_folders(words: Sequence[str]) -> list[str]:
+    """What was typed as a report may show it: no folder of this machine, no account, nothing of who hands over."""
+    hidden = ("work=", "data_root=", "handoff.", "tracking.entity=")
+    return [word for word in words if not word.lstrip("+~").startswith(hidden) and not _FOLDER.search(word)]
 
 
 def identity(recipe: Recipe, config: type[Section]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from finetune.handoff import golden
 from finetune.handoff.lineage import bundle_id
 from finetune.handoff.publish import newest
 from finetune.handoff.publish import publish as hand_out
-from finetune.train import identity, ready
+from finetune.train import identity, ready, without_folders
 from finetune.verify import verify
 
 
@@ -274,6 +274,13 @@ def test_the_signing_key_stands_in_no_key_no_config_and_no_file(made, bundle, tm
             assert secret[40:80] not in content, path
             assert str(private).encode() not in content, path
     assert {name for name in files_of(signed) if name not in files_of(bundle)} == {"model.sig"}
+
+
+def test_the_command_in_the_report_names_no_folder_and_no_account():
+    said = ["recipe=legal", "sft.max_steps=3", "sources.rules.path=../x.csv", "handoff.reason='1/2 of it'"]
+    hidden = ["work=w", "data_root=d", "model.path=/home/me/m", "+sources.a={path: /mnt/x}", "model.path='~/m'",
+              "tracking.entity=me", "handoff.signing_key=k"]  # fmt: skip
+    assert without_folders([*hidden, *said]) == said[:3]
 
 
 def test_a_demo_key_is_called_one_before_anything_is_trained(tmp_path):
