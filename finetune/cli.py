@@ -66,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         "--adapter", type=Path, required=True, action="append", help="a PEFT adapter; several are merged in this order"
     )
     merge.add_argument("--out", type=Path, required=True)
+    merge.add_argument(
+        "--trained-on", metavar="BASE",
+        help="for a 4-bit adapter from elsewhere, what its base was: nf4-double, nf4, fp4 or as-it-is",
+    )
     merge.set_defaults(run=_merge)
     verify = commands.add_parser("verify", help="check a checkpoint or bundle as its receiver would")
     verify.add_argument("directory", type=Path)
@@ -154,7 +158,10 @@ def _merge(options: argparse.Namespace) -> int:
     from finetune.merge import merge_adapter
 
     first, *then = options.adapter
-    merge_adapter(options.base, first, options.out, then=then, say=lambda line: print(line, flush=True))
+    merge_adapter(
+        options.base, first, options.out, then=then, trained_on=options.trained_on,
+        say=lambda line: print(line, flush=True),
+    )  # fmt: skip
     return 0
 
 

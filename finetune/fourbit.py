@@ -1,17 +1,25 @@
 """Weights there and back through 4 bit: what a QLoRA base really computed with. Shared by training, BASES and MERGE."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.base import modules_4bit, quantised_modules
+from finetune.deltas import DTYPE
 from finetune.errors import RecipeError
+from finetune.shards import read_header, shard_names
 
 if TYPE_CHECKING:
     import torch
 
 ROUND_TRIPPED, AS_IT_IS = "round-tripped 4-bit", "as it is"
 """Names of the two bases that a QLoRA adapter can be merged into."""
+TRAINED_ON = ("nf4-double", "nf4", "fp4", "as-it-is")
+"""What a user can say of the base of an adapter from elsewhere."""
+_NEVER_4BIT = ("model.embed_tokens.", "lm_head.")
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,45 @@ class RoundTrip:
         )  # fmt: skip
         back: torch.Tensor = functional.dequantize_4bit(packed, state)
         return back.to(weight.dtype)
+
+
+def told(adapter_dir: Path, base_dir: Path, trained_on: str | None) -> RoundTrip | None:
+    """The 4-bit base of an adapter from elsewhere, as the user tells it; None: it was trained on the base as it is.
+
+    Raises RecipeError where the adapter's own files speak of 4 bit and nobody says what to do about it.
+    """
+    if trained_on is None:
+        if hint := says_4bit(adapter_dir):
+            raise RecipeError.one(
+                "--trained-on", None, f"{hint}, and it does not record which modules were 4-bit",
+                "--trained-on nf4-double (QLoRA with bnb_4bit_use_double_quant), nf4 or fp4: into the numbers that its"
+                " 4-bit weights stood for (every linear layer but the head); as-it-is: into the original ones",
+            )  # fmt: skip
+        return None
+    if trained_on not in TRAINED_ON:
+        raise RecipeError.one("--trained-on", trained_on, "not a kind of base", f"one of {', '.join(TRAINED_ON)}")
+    if trained_on == "as-it-is":
+        return None
+    quant_type, _, double = trained_on.partition("-")
+    tensors = [tensor for shard in shard_names(base_dir) for tensor in read_header(base_dir / shard).values()]
+    linear = [tensor for tensor in tensors if len(tensor.shape) == 2 and not tensor.name.startswith(_NEVER_4BIT)]
+    return RoundTrip(
+        frozenset(tensor.name.removesuffix(".weight") for tensor in linear), quant_type, bool(double),
+        from_dtype=DTYPE[linear[0].dtype],
+    )  # fmt: skip
+
+
+def says_4bit(adapter_dir: Path) -> str | None:
+    """Where the adapter's own files say that it was trained in 4 bit: PEFT writes it into README.md, and some hubs
+    name quantised bases so."""
+    card, config = adapter_dir / "README.md", adapter_dir / "adapter_config.json"
+    if card.is_file() and "load_in_4bit: true" in card.read_text(encoding="utf-8", errors="replace").lower():
+        return "the adapter's README.md says load_in_4bit: True"
+    try:
+        name = str(json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError):
+        return None  # Adapter.read says what is wrong with it
+    return f"the adapter names {name} as its base" if re.search(r"bnb|4bit|nf4", name, re.IGNORECASE) else None
 
 
 def dequantised(module: Any) -> "torch.Tensor":

@@ -31,7 +31,7 @@ from finetune.config.section import Section
 from finetune.config.training import Method
 from finetune.deltas import Update, hash_tensor
 from finetune.errors import RecipeError
-from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED, RoundTrip
+from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED, RoundTrip, says_4bit, told
 from finetune.stream import BLOCK_BYTES, Entry, write_shard
 
 Say = Callable[[str], None]
@@ -85,12 +85,14 @@ def merge_adapter(
     say: Say = print,
     round_trip: RoundTrip | None = None,
     default_mode: str | None = None,
+    trained_on: str | None = None,
 ) -> dict[str, Any]:
     """Merge any supported PEFT adapter into its base, and `then` others one by one into what the one before left:
     `finetune merge --base --adapter [--adapter ...] --out`.
 
     An adapter that a training stage of ours published says itself which modules were 4-bit, which mode it answers in
-    and which YaRN it was trained with; for others all stay as the base has them unless they are given.
+    and which YaRN it was trained with; for others all stay as the base has them unless they are given. `trained_on`
+    (one of fourbit.TRAINED_ON) says it for one from elsewhere, and must where its files speak of 4 bit.
     Publishes `out_dir` with one rename; killed before that, the same command goes on. Raises RecipeError when `out_dir`
     exists, when base and adapters do not fit each other, or when a number is not finite.
     """
@@ -101,7 +103,15 @@ def merge_adapter(
         )  # fmt: skip
     adapters = [adapter_dir, *then]
     recorded = [_recorded(directory) for directory in adapters]
-    trips = [RoundTrip.of(entry[0]) if entry else None for entry in recorded]
+    if recorded[0] and trained_on:
+        raise RecipeError.one(
+            "--trained-on", trained_on, "the adapter's own manifest says what its base was", "leave it out"
+        )
+    before = [trained_on, *("nf4" if says_4bit(directory) else "as-it-is" for directory in then)]
+    trips = [
+        RoundTrip.of(entry[0]) if entry else told(directory, base_dir, base)
+        for directory, entry, base in zip(adapters, recorded, before, strict=True)
+    ]
     if late := [directory.name for directory, trip in zip(adapters, trips, strict=True) if trip][bool(trips[0]) :]:
         raise RecipeError.one(
             "--adapter", late, "it was trained on a base that had been merged before and then put into 4 bit",

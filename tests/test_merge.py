@@ -400,3 +400,28 @@ def test_the_merged_model_loads_without_a_missing_or_unexpected_tensor(tmp_path)
     merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
     _, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model", dtype="auto", output_loading_info=True)
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize("where", ["card", "name"])
+def test_a_4_bit_adapter_from_elsewhere_is_refused_until_its_base_is_told(tmp_path, where):
+    """peft#2105, trl#1324: merged into the wrong base it answers worse without a word."""
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    if where == "card":
+        (adapter / "README.md").write_text("`bitsandbytes` quantization config was used:\n- load_in_4bit: True\n")
+    else:
+        (adapter / "README.md").unlink(missing_ok=True)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = "someone/tiny-bnb-4bit"
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match="--trained-on"):
+        merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    assert not (tmp_path / "out").exists()
+    summary = merge.merge_adapter(base, adapter, tmp_path / "nf4", say=quiet, trained_on="nf4-double")
+    trip = summary["round_trip"]
+    assert (trip["quant_type"], trip["double_quant"], trip["from_dtype"]) == ("nf4", True, "bfloat16")
+    assert len(trip["modules"]) == 14, "the seven linear layers of both blocks, never the head"
+    plain = merge.merge_adapter(base, adapter, tmp_path / "plain", say=quiet, trained_on="as-it-is")
+    assert plain["base_used"] == "as it is"
+    with pytest.raises(RecipeError, match="one of nf4-double"):
+        merge.merge_adapter(base, adapter, tmp_path / "wrong", say=quiet, trained_on="int8")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from checkpoints import MODEL, make_adapter, make_base
 
-from finetune import asked, merge, proof
+from finetune import asked, merge, parity, proof
 from finetune.artifacts import Artifact, hash_file
 from finetune.config.machine import Machine
 from finetune.errors import RecipeError
@@ -21,11 +21,11 @@ def artifact(path: Path, stage: str, **facts) -> Artifact:
                            "facts": facts})  # fmt: skip
 
 
-def write_prepared(directory: Path, rows: int = 8) -> Artifact:
+def write_prepared(directory: Path, rows: int = 8, modes: tuple[str, ...] = ("plain",)) -> Artifact:
     directory.mkdir()
     lines = [
         json.dumps({"id": f"r{number}", "task": f"t{number % 2}", "source": "s", "line": number, "group": "g",
-                    "mode": "plain", "tools": [],
+                    "mode": modes[number // 2 % len(modes)], "tools": [],
                     "messages": [{"role": "user", "content": f"Question {number}?"},
                                  {"role": "assistant", "content": "yes"}]})
         for number in range(rows)
@@ -119,6 +119,42 @@ def test_no_test_rows_is_an_error_and_not_a_perfect_score(tmp_path, config):
     with pytest.raises(RecipeError, match="no test row"):
         proof.run(config, out=tmp_path / "out", base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint,
                   machine=MACHINE, **SILENT)  # fmt: skip
+
+
+def test_every_mode_is_asked_and_has_figures_of_its_own(tmp_path, config):
+    """A model trained on both modes may agree in one and not in the other (Qwen3#1377)."""
+    base = artifact(make_base(tmp_path / "base"), "base")
+    adapter = artifact(make_adapter(base.path, tmp_path / "adapter", strength=0.05), "sft")
+    prepared = write_prepared(tmp_path / "prepared", modes=("plain", "think"))
+    rows = asked.choose_rows(prepared.file("test.jsonl"), 4)
+    assert {f"{row.task} {row.mode}" for row in rows} == {"t0 plain", "t0 think", "t1 plain", "t1 think"}
+    checkpoint = merge_into(tmp_path / "merged", config, base, adapter)
+    (tmp_path / "out").mkdir()
+    proof.run(config, out=tmp_path / "out", base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint,
+              machine=MACHINE, **SILENT)  # fmt: skip
+    found = json.loads((tmp_path / "out/parity.json").read_text())
+    assert {mode: one["n_prompts"] for mode, one in found["modes"].items()} == {"plain": 4, "think": 2}
+    assert sum(one["n_positions"] for one in found["modes"].values()) == found["n_positions"]
+    worst = max(found["modes"].values(), key=lambda one: one["kl_max"])
+    assert found["kl_max"] == worst["kl_max"] >= found["kl_mean"]
+    answers = {line["id"]: line for line in map(json.loads, (tmp_path / "out/answers.jsonl").read_text().splitlines())}
+    assert found["kl_max_at"]["position"] < len(answers[found["kl_max_at"]["id"]]["answer"])
+    assert (found["n_prompts"], found["full_prompts"]) == (6, 200)
+
+
+def test_rows_in_one_batch_have_the_logits_of_rows_alone(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(make_base(tmp_path / "base"), dtype=torch.float32).eval()
+    prompts, answers = [[5, 6, 7], [8, 9, 10, 11, 12], [13]], [[20, 21], [22], [23, 24, 25]]
+    alone = list(parity.logits_of(model, prompts, answers))
+    together = list(parity.logits_of(model, prompts, answers, batch_tokens=100))
+    with torch.inference_mode():
+        straight = model(input_ids=torch.tensor([[5, 6, 7, 20]])).logits[0, 2:]
+    torch.testing.assert_close(alone[0], straight, rtol=0, atol=1e-5)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_every_task_is_asked_however_few_prompts(tmp_path):
