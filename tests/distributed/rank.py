@@ -63,6 +63,16 @@ def train_packed(root: Path, common: dict[str, Any]) -> list[str]:
     return [str(made.path)]
 
 
+def check_placement(trainer: Any) -> None:
+    """No move copies the base (cpu:0 is not cpu to torch), and DDP broadcasts nothing that every rank has read."""
+    assert trainer.args.device.index is None
+    assert trainer.accelerator.device.index is None
+    wrapped = trainer.model_wrapped
+    if type(wrapped).__name__ == "DistributedDataParallel":
+        frozen = {name for name, parameter in wrapped.module.named_parameters() if not parameter.requires_grad}
+        assert frozen == set(wrapped.parameters_to_ignore)
+
+
 @contextmanager
 def poisoned(what: str) -> Iterator[None]:
     """On the last rank only, the loss or a gradient of one step is not a finite number."""
@@ -71,6 +81,7 @@ def poisoned(what: str) -> Iterator[None]:
     original = guard.Guarded.compute_loss
 
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check_placement(self)
         mine = ranks.rank() == ranks.world() - 1 and self.state.global_step + 1 == BROKEN_STEP
         if mine and what == "gradient":
             one = next(parameter for parameter in self.model.parameters() if parameter.requires_grad)
