@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from finetune.config import Recipe
+from finetune.config.export import Scheme
 from finetune.config.model import Model
-from finetune.memory.counts import lora_parameters, weight_bytes
+from finetune.memory.counts import DTYPE_BYTES, lora_parameters, parameters, weight_bytes
 from finetune.memory.device import adapter_size, optimiser_size
 
 _KEPT_CHECKPOINTS = 2
@@ -23,8 +24,17 @@ def disk_bytes(recipe: Recipe) -> dict[str, int]:
         "checkpoints": _KEPT_CHECKPOINTS * state,
         "adapters": len(recipe.stages) * adapter,
         "merged": whole,
+        "quantised": sum(_quantised(recipe, scheme) for scheme in recipe.export),
         "bundle": 0,
     }
+
+
+def _quantised(recipe: Recipe, scheme: Scheme) -> int:
+    """Linear layers in 4 bit with a 2-byte scale for each group, or in 8 bit; the rest as merged."""
+    a = recipe.model.architecture
+    counts = parameters(a)
+    each = 0.5 + 2 / (recipe.quantise.group_for(a) or 32) if scheme == "w4a16" else 1.0
+    return round(counts.linear * each) + (counts.total - counts.linear) * DTYPE_BYTES[recipe.model.dtype]
 
 
 def hub_snapshot(model: Model) -> Path:
