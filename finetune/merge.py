@@ -4,10 +4,13 @@ The output is a model directory that a server loads as it is. Every adapter tens
 is found and every number is finite, or nothing is published.
 """
 
+import fcntl
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,8 +125,7 @@ def merge_adapter(
     default_mode = default_mode or (last.default_mode if last else None)
     yarn = last.rope_parameters if last else None
     partial = out_dir.with_name(out_dir.name + ".partial")
-    with explained(out_dir.parent):
-        partial.mkdir(parents=True, exist_ok=True)
+    with explained(out_dir.parent), _alone(partial):
         identity = {
             "version": STAGE.version, "base": _fingerprint(base_dir), "adapters": list(map(_fingerprint, adapters)),
             "mode": default_mode, "round_trip": round_trip.describe() if round_trip else None,
@@ -136,6 +138,22 @@ def merge_adapter(
         partial.replace(out_dir)
         sync_directory(out_dir.parent)
     return summary
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Make the folder of unfinished work and lock it: two merges into one output would clear each other's files."""
+    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RecipeError.one(
+            "--out", str(partial), "another merge is writing there", "wait for it or name another folder"
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def write_merged(
