@@ -129,7 +129,7 @@ def run(
     write_whole(bundle / "ROLLBACK.md", rollback.render(bundle, Path(previous) if previous else None))
     standalone.write(bundle)
     placed.finish(bundle, known)
-    problems = verify(bundle, say=say)
+    problems = verify(bundle, say=lambda _: None)  # what it says of the signature holds only before it is signed
     if problems:
         raise RecipeError(problems)
     golden.forget(out)
