@@ -50,6 +50,11 @@ def test_before_anything_has_run_everything_is_to_run(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_quantised_models_are_a_stage_where_they_are_asked_for_and_nowhere_else(tmp_path):
+    assert [name for name in states(tmp_path / "nothing", "export=[w8a8]") if name not in STAGES] == ["export"]
+    assert list(states(tmp_path / "nothing", "export=[w8a8]"))[-2:] == ["export", "handoff"]
+
+
 def test_after_prepare_it_is_cached_and_a_changed_recipe_is_to_run(prepared):
     assert states(prepared) == {**dict.fromkeys(STAGES, "to run"), "prepare": "cached"}
     assert states(prepared, "tasks.place.train_rows=7")["prepare"] == "to run"
