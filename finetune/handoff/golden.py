@@ -36,6 +36,7 @@ MOST_TOKENS = 16
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 """Largest difference of one log-prob that another implementation may show, in nats. Measured between vLLM 0.32 on CPU
 and transformers 5.23: below 1e-4 in float32; in bfloat16 up to 0.05, and 0.22 on a model with absurdly large logits."""
+_BATCH_TOKENS = 4096
 _NEAR_TIE_STEPS = 2
 """Two best logits within so many steps of the number format: rounding decides (as in finetune.parity)."""
 _FILE = ".golden.json"
@@ -179,14 +180,15 @@ def _expected(
 
 
 def _read(model: Any, prompts: Sequence[Sequence[int]], chat: ChatFormat, dtype: str) -> list[dict[str, Any]]:
-    """Greedy answers, each read once more alone for its log-probs."""
+    """Greedy answers, read once more in one forward for their log-probs."""
     import torch
 
     answers = generate(
-        model, prompts, max_new_tokens=MOST_TOKENS, stop_ids=chat.stop_ids, pad_id=chat.pad_id, batch_tokens=4096
-    )
+        model, prompts, max_new_tokens=MOST_TOKENS, stop_ids=chat.stop_ids, pad_id=chat.pad_id,
+        batch_tokens=_BATCH_TOKENS,
+    )  # fmt: skip
     found = []
-    for answer, logits in zip(answers, logits_of(model, prompts, answers), strict=True):
+    for answer, logits in zip(answers, logits_of(model, prompts, answers, _BATCH_TOKENS), strict=True):
         chosen = torch.tensor(answer, device=logits.device)[:, None]
         logprobs = logits.double().log_softmax(-1).gather(1, chosen)[:, 0].tolist()
         best = logits.topk(2, dim=-1).values.tolist()
