@@ -15,7 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from finetune import artifacts, cli, sft
 from finetune.artifacts import Artifact
-from finetune.attention import attend_documents
+from finetune.attention import _group, attend_documents
 from finetune.errors import RecipeError
 from finetune.head import score_supervised_only
 from finetune.order import pack_room, place_rows
@@ -145,6 +145,15 @@ def test_changing_one_document_leaves_the_others_as_they_were(
     assert max(float(moved[place].max()) for place in (0, 2, 3)) < 1e-6, "a document sees its neighbour"
 
 
+def test_short_documents_of_like_length_are_attended_to_together() -> None:
+    sizes = [72, 60, 61, 9, 600, 599, 72, 71]
+    groups = _group(sizes, torch.device("cpu"))
+    assert groups.shapes == ((1, 600), (1, 599), (3, 72), (2, 61), (1, 9)), "61 is less than 0.85 of 72"
+    assert torch.equal(groups.source[groups.home], torch.arange(sum(sizes)))
+    assert len(groups.filled) == 1 + 1
+    assert groups.source[groups.filled].tolist() == [sum(sizes) - 1, 72 + 60 - 1], "each with its own last token"
+
+
 def test_the_bounds_of_documents_are_read_once_a_forward(
     bare: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +273,7 @@ def test_label_smoothing_is_the_same_packed_and_unpacked(tmp_path: Path, inputs:
 def test_a_packed_run_goes_on_after_a_kill_to_the_same_bytes(
     tmp_path: Path, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"packing": True, "batch_size": 2, "per_device": 1}
+    changes = {"packing": True, "batch_size": 2, "per_device": 1, "method": NO_DROPOUT}
     straight = train(tmp_path / "straight", inputs, **changes)
     assert straight.facts["filling"] > 0.9
     assert straight.facts["pack_length"] <= 64
