@@ -40,5 +40,5 @@ test: setup  ## lint, then every test: fast ones first, then slow ones, then tho
 lint: setup  ## ruff and mypy
 	@$(VENV_PATH) scripts/test.sh lint
 
-clean:  ## remove .venv, .cache and work; asks nothing
-	rm -rf .venv .cache work .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+clean:  ## remove the environments, .cache and work; asks nothing
+	rm -rf .venv .venv-serve .venv-quantise .cache work .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
