@@ -315,8 +315,8 @@ def _start(out: Path, identity: str, say: Say) -> dict[str, dict[str, Any]]:
     if not done:
         clear(out)
     model.mkdir(exist_ok=True)
-    for path in model.iterdir():
-        if path.name not in done:
+    for path in [*model.iterdir(), *out.iterdir()]:
+        if path.name not in (*done, model.name, _STATE):
             path.unlink()
     return done
 

@@ -60,22 +60,28 @@ def _kill_in_shard(monkeypatch, base: Path, adapter: Path, out: Path, fatal: int
 
 
 VICTIM = """
-import os, sys
+import os, signal, sys, time
 from pathlib import Path
 import torch  # paid once: every attempt is a fork
 from finetune.merge import merge_adapter
-base, adapter, out, delays = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), map(float, sys.argv[4:])
-import signal, time
-for delay in [*delays, None]:
+base, adapter, out = map(Path, sys.argv[1:4])
+unfinished = out.with_name(out.name + ".partial")
+for instant in [*sys.argv[4:], None]:
     child = os.fork()
     if not child:
         merge_adapter(base, adapter, out, say=lambda line: None)
         os._exit(0)
-    if delay is not None:
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    print("killed" if os.WIFSIGNALED(status) else "done", (out.parent / (out.name + ".partial/.merge.json")).exists())
+    ended, status = 0, 0
+    if instant:
+        files, delay = instant.split(":")
+        while len(list(unfinished.glob("model/*.safetensors"))) < int(files) and not ended:
+            ended, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(float(delay))
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+    if not ended:
+        status = os.waitpid(child, 0)[1]
+    print("killed" if os.WIFSIGNALED(status) else "ended", (unfinished / ".merge.json").exists(), status)
     if not os.WIFSIGNALED(status):
         break
 """
@@ -85,21 +91,21 @@ for delay in [*delays, None]:
 def test_a_merge_killed_with_signal_9_at_random_instants_ends_with_the_same_bytes(tmp_path):
     """LF#4672, LF#3273: a merge that dies leaves a folder that looks finished, or begins anew for ever."""
     base = make_base(tmp_path / "base", shards=2)
-    _make_bigger(base, copies=24, tmp=tmp_path)
+    _make_bigger(base, copies=10, tmp=tmp_path)
     adapter = make_adapter(tmp_path / "small", tmp_path / "adapter")
     merge.merge_adapter(base, adapter, tmp_path / "undisturbed", say=quiet)
-    draw = random.Random(5)
-    ended = []
-    for attempt in range(4):
+    expected, draw, ended = hashes(tmp_path / "undisturbed"), random.Random(5), []
+    for attempt in range(2):
         out = tmp_path / f"out{attempt}"
-        delays = [str(draw.uniform(0.005, 0.25)) for _ in range(5)]
-        command = [sys.executable, "-c", VICTIM, str(base), str(adapter), str(out), *delays]
+        instants = [f"{files}:{draw.uniform(0, 0.03):.4f}" for files in sorted(draw.sample(range(10), 5))]
+        command = [sys.executable, "-c", VICTIM, str(base), str(adapter), str(out), *instants]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
-        ended += result.stdout.split("\n")
-        assert hashes(out) == hashes(tmp_path / "undisturbed")
+        ended += result.stdout.splitlines()
+        assert hashes(out) == expected
         assert not out.with_name(out.name + ".partial").exists()
-    assert sum(line.startswith("killed") for line in ended) >= 4, "no attempt was killed: make the base bigger"
-    assert "killed True" in ended, "no attempt was killed between two shards"
+    assert ended[-1] == "ended False 0"
+    assert sum(line.startswith("killed") for line in ended) >= 4
+    assert any(line.startswith("killed True") for line in ended), "no attempt was killed after a whole shard"
 
 
 def _make_bigger(base: Path, *, copies: int, tmp: Path) -> None:
