@@ -18,7 +18,7 @@ from finetune import signing
 from finetune.artifacts import Artifact, hash_file
 from finetune.config.recipe import without_places
 from finetune.errors import RecipeError
-from finetune.handoff import golden
+from finetune.handoff import bom, golden
 from finetune.handoff.lineage import bundle_id
 from finetune.handoff.publish import newest
 from finetune.handoff.publish import publish as hand_out
@@ -142,8 +142,8 @@ def test_the_bill_of_materials_follows_the_schema_of_cyclonedx(bundle):  # noqa:
 
 
 def test_the_bill_of_materials_names_models_data_and_libraries_by_their_hashes(bundle, made):  # noqa: F811
-    bom = json.loads((bundle / "bom.cdx.json").read_text(encoding="utf-8"))
-    parts = {part["bom-ref"]: part for part in [bom["metadata"]["component"], *bom["components"]]}
+    found = json.loads((bundle / "bom.cdx.json").read_text(encoding="utf-8"))
+    parts = {part["bom-ref"]: part for part in [found["metadata"]["component"], *found["components"]]}
     assert {"model", "base", "adapter"} <= parts.keys()
     for folder in ("model", "adapter"):
         named = {part["name"]: part["hashes"][0]["content"] for part in parts[folder]["components"]}
@@ -151,15 +151,26 @@ def test_the_bill_of_materials_names_models_data_and_libraries_by_their_hashes(b
     for name, source in made.recipe.sources.items():
         assert source.licence in str(parts[f"data:{name}"]["licenses"])
         assert all(part["hashes"] for part in parts[f"data:{name}"]["components"])
-    torch_part = next(part for part in bom["components"] if part["name"] == "torch")
+    torch_part = next(part for part in found["components"] if part["name"] == "torch")
     assert torch_part["purl"] == f"pkg:pypi/torch@{torch_part['version']}"
     assert torch_part["licenses"]
     card = parts["model"]["modelCard"]
     assert card["considerations"]["technicalLimitations"][0] == made.recipe.limits
     measured = {metric["slice"]: metric for metric in card["quantitativeAnalysis"]["performanceMetrics"][:1]}
     assert measured[f"held-out rows of {made.recipe.main_task}"]["value"] == "0.5"
-    assert {ref for entry in bom["dependencies"] for ref in [entry["ref"], *entry["dependsOn"]]} <= parts.keys()
-    assert "timestamp" not in bom["metadata"], "a clock would make every build another one"
+    assert {ref for entry in found["dependencies"] for ref in [entry["ref"], *entry["dependsOn"]]} <= parts.keys()
+    assert "timestamp" not in found["metadata"], "a clock would make every build another one"
+
+
+def test_the_bill_of_materials_has_a_time_only_where_one_is_given(bundle, made, monkeypatch):  # noqa: F811
+    settings = stage.Config.model_validate(identity(made.recipe, stage.Config))
+    papers = [json.loads((bundle / name).read_text(encoding="utf-8")) for name in ("lineage.json", "report.json")]
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1795305600")
+    timed = bom.build(settings, *papers, {"base": ["base-LICENSE"]})
+    assert timed["metadata"]["timestamp"] == "2026-11-22T00:00:00Z"
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(timed)) is None
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    assert bom.build(settings, *papers, {"base": ["base-LICENSE"]})["serialNumber"] == timed["serialNumber"]
 
 
 def test_the_card_is_read_by_the_hubs_own_library(bundle, made):  # noqa: F811
