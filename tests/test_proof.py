@@ -25,7 +25,7 @@ def write_prepared(directory: Path, rows: int = 8, modes: tuple[str, ...] = ("pl
     directory.mkdir()
     lines = [
         json.dumps({"id": f"r{number}", "task": f"t{number % 2}", "source": "s", "line": number, "group": "g",
-                    "mode": modes[number // 2 % len(modes)], "tools": [],
+                    "mode": modes[number * len(modes) // rows], "tools": [],
                     "messages": [{"role": "user", "content": f"Question {number}?"},
                                  {"role": "assistant", "content": "yes"}]})
         for number in range(rows)
