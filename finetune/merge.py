@@ -105,6 +105,9 @@ def merge_adapter(
             "remove it or name another folder",
         )  # fmt: skip
     adapters = [adapter_dir, *then]
+    for word, directory in (("--base", base_dir), *(("--adapter", directory) for directory in adapters)):
+        if not directory.is_dir():
+            raise RecipeError.one(word, str(directory), "there is no such folder", "give the folder with its files")
     recorded = [_recorded(directory) for directory in adapters]
     if recorded[0] and trained_on:
         raise RecipeError.one(

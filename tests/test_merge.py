@@ -156,6 +156,15 @@ def test_an_output_that_exists_is_never_overwritten(tmp_path):
         merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
 
 
+@pytest.mark.parametrize("lacking", ["base", "adapter"])
+def test_a_folder_that_is_not_there_is_named(tmp_path, lacking):
+    folders = {"base": tmp_path / "base", "adapter": tmp_path / "adapter"}
+    make_adapter(make_base(folders["base"]), folders["adapter"])
+    with pytest.raises(RecipeError, match=f"--{lacking}=.*/nowhere: there is no such folder"):
+        merge.merge_adapter(*(folders | {lacking: tmp_path / "nowhere"}).values(), tmp_path / "out", say=quiet)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_two_merges_into_one_output_do_not_meet(tmp_path):
     base = make_base(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter")
