@@ -6,21 +6,22 @@ from typing import Any
 
 from finetune.config import Recipe, load
 
+CHILDREN = ("score", "pairs", "merge", "proof")
 LAYOUTS = {"single": "cpu", "ddp": "cpu_ddpx2", "zero3": "cpu_zero3x2"}
 
 
 @dataclass(frozen=True)
 class Case:
     stage: str
-    """sft, dpo or cpt; score or proof: the child's whole run."""
+    """sft, dpo or cpt; score, pairs, merge or proof: the child's whole run."""
     model: str
     dtype: str
     method: str
     layout: str
     rows: int
-    """Rows of one device in one forward."""
+    """Rows of one device in one forward; of a child: prompts, all in one batch."""
     length: int
-    """Every row has so many tokens: what the planner counts with."""
+    """Every row, or prompt, has so many tokens: what the planner counts with."""
     checkpointing: bool = False
     attention: str = "sdpa"
 
@@ -35,6 +36,8 @@ class Case:
 
     def recipe(self) -> Recipe:
         """As a user would type it."""
+        if self.stage in CHILDREN:
+            return self._child()
         trained = self.stage if self.stage in ("cpt", "sft", "dpo") else "sft"
         stages = "[sft,dpo]" if trained == "dpo" else f"[{trained}]"
         sections = ("sft", "dpo") if trained == "dpo" else (trained,)
@@ -50,6 +53,17 @@ class Case:
                 f"{section}.max_steps=2", f"{section}.save_steps=2", f"{section}.eval_steps=2",
             ]
         return load(words)
+
+    def _child(self) -> Recipe:
+        each = 4 if self.stage == "pairs" else 1
+        return load([
+            "recipe=maintenance", f"model={self.model}", f"model.dtype={self.dtype}", f"method={self.method}",
+            "machine=cpu", "machine.threads=1", f"model.attn_implementation={self.attention}", "~tasks.place",
+            f"tasks.fields.test_rows={self.rows}", f"score.batch_tokens={self.rows * self.length}",
+            f"score.parity_prompts={self.rows}", "score.general_tokens=2048", f"dpo.pairs.samples={each}",
+            f"dpo.pairs.prompts={self.rows // each}", "dpo.pairs.eval_prompts=0", f"sft.max_length={self.length}",
+            f"dpo.max_length={self.length}", "stages=[sft,dpo]",
+        ])  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,3 +103,14 @@ def cases() -> Iterator[Case]:
     yield Case("sft", small, "float32", "lora", "ddp", 2, 256)
     yield Case("sft", small, "float32", "lora", "zero3", 2, 256)
     yield Case("sft", small, "bfloat16", "lora", "zero3", 2, 256, checkpointing=True)
+    for stage in ("score", "pairs"):
+        for rows, length in ((32, 128), (64, 64), (8, 512)):
+            yield Case(stage, small, "bfloat16", "lora", "single", rows, length)
+        yield Case(stage, small, "float32", "lora", "single", 16, 128)
+        yield Case(stage, small, "bfloat16", "qlora", "single", 16, 128)
+        yield Case(stage, tiny, "float32", "lora", "single", 32, 128)
+    for stage in ("merge", "proof"):
+        yield Case(stage, small, "bfloat16", "lora", "single", 8, 128)
+        yield Case(stage, small, "float32", "lora", "single", 8, 128)
+        yield Case(stage, small, "bfloat16", "qlora", "single", 8, 128)
+        yield Case(stage, tiny, "float32", "lora", "single", 8, 128)

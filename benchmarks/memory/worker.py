@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ os.environ.update(
     WANDB_MODE="disabled",
 )
 
-from cases import Case
+from cases import CHILDREN, Case
 
 from finetune import artifacts, base, loop, ranks
 from finetune.artifacts import Artifact
@@ -41,12 +42,39 @@ def resident(field: str = "VmRSS") -> int:
 
 def main(case: Case, folder: Path) -> dict[str, int]:
     recipe = settle(case.recipe(), here(folder), launched=ranks.world())
+    if case.stage in CHILDREN:
+        return run_child(case, recipe, folder)
     prepared = prepare(folder / "prepared", case, recipe)
     found = base.find_base(recipe.model)
     marks: dict[str, int] = {}
     watch(marks)
     run_training(case, recipe, found, prepared, folder)
     return {**marks, "train_peak": resident("VmHWM")}
+
+
+def run_child(case: Case, recipe: Recipe, folder: Path) -> dict[str, int]:
+    """What it needs is made by processes of its own: tokenizers and an adapter of random numbers cost memory too."""
+    import children
+
+    found = base.find_base(recipe.model)
+    prepared = Artifact(folder / "prepared", {"stage": "prepare", "digest": "rows", "facts": {}})
+    adapter = fresh_adapter(recipe, found, folder / "adapter")
+    for step in ("chats", *(["merged"] if case.stage == "proof" else [])):
+        words = [sys.executable, __file__, json.dumps(case.to_json()), str(folder), step]
+        subprocess.run(words, check=True)
+    children.run(case, recipe, found, prepared, adapter, folder)
+    return {"load_peak": 0, "train_peak": resident("VmHWM")}
+
+
+def make_inputs(case: Case, folder: Path, step: str) -> None:
+    import children
+
+    found = base.find_base(case.recipe().model).path
+    if step == "merged":
+        children.merge(found, folder / "adapter", folder / "merged")
+    else:
+        (folder / "prepared").mkdir()
+        children.write_chats(folder / "prepared", case, case.recipe(), found)
 
 
 def watch(marks: dict[str, int]) -> None:
@@ -150,8 +178,6 @@ def fresh_adapter(recipe: Recipe, found: Artifact, directory: Path) -> Artifact:
     """An adapter as SFT would publish it, made without training and without loading the base's weights."""
     artifact = Artifact(directory, {"stage": "sft", "digest": "fresh", "facts": {"quantised_modules": []}})
     if ranks.is_first() and not directory.exists():
-        import subprocess
-
         making = directory.with_name("making-adapter")
         code = (
             "import sys, json, torch\n"
@@ -177,5 +203,8 @@ def fresh_adapter(recipe: Recipe, found: Artifact, directory: Path) -> Artifact:
 
 if __name__ == "__main__":
     asked = Case(**json.loads(sys.argv[1]))
-    measured = main(asked, Path(sys.argv[2]))
-    print("MEASURED " + artifacts.canonical_json(measured), flush=True)
+    if len(sys.argv) > 3:
+        make_inputs(asked, Path(sys.argv[2]), sys.argv[3])
+    else:
+        measured = main(asked, Path(sys.argv[2]))
+        print("MEASURED " + artifacts.canonical_json(measured), flush=True)

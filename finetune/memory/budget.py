@@ -8,8 +8,9 @@ from finetune.config import Recipe
 from finetune.config.machine import Layout, Machine
 from finetune.config.training import Training
 from finetune.errors import Problem
+from finetune.memory.children import children_bytes
 from finetune.memory.counts import lora_parameters, parameters, weight_bytes
-from finetune.memory.device import DeviceBytes, adapter_size, device_bytes, generation_bytes
+from finetune.memory.device import DeviceBytes, adapter_size, device_bytes
 from finetune.memory.disk import disk_bytes
 from finetune.memory.machines import GIB, Here, resolve_machine
 from finetune.memory.work import Counted, StageState, Work, assumed_speed, count_work, longest, utilisation
@@ -20,6 +21,8 @@ _CONTEXT, _GAPS = 1.5 * GIB, 0.05
 _ROOMY = 0.9
 # On the host beside a GPU: libraries with CUDA's, and pinned buffers.
 _HOST_PROCESS = 4 * GIB
+# Attention's scores grow with the square of a prompt: where rows were not counted, so many tokens are taken.
+_LIKELY_PROMPT = 256
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Plan:
     parameters: int
     lora_parameters: int
     stages: tuple[StagePlan, ...]
-    generation: int
-    """Peak bytes of SCORE and PAIRS, one process on one device."""
+    children: Mapping[str, int]
+    """Stage that one process runs -> its peak bytes: on one device (score, pairs, proof), of the host (merge)."""
     usable: int
     """Bytes of one device that a run may use."""
     kept_peak: int
@@ -105,6 +108,11 @@ class Plan:
         return self.stages[0].per_device_batch_size
 
     @property
+    def generation(self) -> int:
+        """Peak bytes of SCORE, PAIRS and PROOF, one process on one device."""
+        return max(peak for name, peak in self.children.items() if name != "merge")
+
+    @property
     def peak(self) -> int:
         return max(self.generation, *(stage.bytes.peak for stage in self.stages))
 
@@ -122,6 +130,7 @@ class Plan:
         for stage, row in zip(self.stages, plain["stages"], strict=True):
             row["bytes"] |= {"training": stage.bytes.training, "peak": stage.bytes.peak}
         totals = {"fits": self.fits, "peak": self.peak, "checkpointing": self.checkpointing}
+        totals |= {"generation": self.generation}
         totals |= {"per_device_batch_size": self.per_device_batch_size}
         return {"schema_version": "1", **plain, **totals}
 
@@ -164,7 +173,7 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
     hours = [stage.hours for stage in stages if stage.hours is not None]
     total_hours = sum(hours) if len(hours) == len(stages) else None
     price = machine.usd_per_gpu_hour
-    generation = _generation(recipe)
+    children = children_bytes(recipe, length=_prompt(recipe, counted or {}))
     options = _options(recipe, machine)
     whole = weight_bytes(model.architecture, model.dtype, method.bnb)
     adapter = lora_parameters(model.architecture, method.lora)
@@ -176,10 +185,10 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
         parameters=parameters(model.architecture).total,
         lora_parameters=adapter,
         stages=stages,
-        generation=generation,
+        children=children,
         usable=usable_bytes(machine),
         kept_peak=_kept_peak(recipe, machine),
-        host=_host(machine, stages, generation, whole),
+        host=_host(machine, stages, children, whole),
         host_usable=round((machine.host_memory_gib or 0) * GIB),
         save_peak=adapter * adapter_size(model, machine.layout),
         disk=disk_bytes(recipe),
@@ -268,28 +277,22 @@ def _section(recipe: Recipe, name: str) -> Training:
     return section
 
 
-def _generation(recipe: Recipe) -> int:
-    longest = max(task.max_new_tokens for task in recipe.tasks.values())
-    # Half of a batch's rows may be as short as 64 tokens: count one answer for every 64 prompt tokens.
-    new_tokens = recipe.score.batch_tokens // 64 * longest
-    return generation_bytes(
-        recipe.model,
-        recipe.method,
-        batch_tokens=recipe.score.batch_tokens,
-        new_tokens=new_tokens,
-        cuda=recipe.machine.device == "cuda",
-    )
+def _prompt(recipe: Recipe, counted: Mapping[str, Counted]) -> int:
+    """Tokens of the longest prompt that is asked: no longer than the longest row, where that was counted."""
+    known = [counted[name].longest or 0 for name in ("sft", "dpo") if name in counted]
+    limit = max(_section(recipe, name).max_length for name in recipe.stages)
+    return min(limit, max(known, default=0) or _LIKELY_PROMPT)
 
 
-def _host(machine: Machine, stages: tuple[StagePlan, ...], generation: int, whole: int) -> int:
+def _host(machine: Machine, stages: tuple[StagePlan, ...], children: Mapping[str, int], whole: int) -> int:
     local = -(-machine.processes // machine.nodes)
     if machine.device == "cpu":
         training = max(stage.bytes.peak for stage in stages)
-        return max(local * training, generation)
+        return max(local * training, *children.values())
     # Under ZeRO-3 transformers reads all weights on the first rank; otherwise one shard (5 GB) at a time on each.
     loading = whole if machine.layout == "zero3" else local * min(whole, 5 * 10**9)
     offloaded = max(stage.bytes.offloaded for stage in stages) * local
-    return round(max(loading, offloaded) + local * _HOST_PROCESS)
+    return round(max(max(loading, offloaded) + local * _HOST_PROCESS, children["merge"]))
 
 
 def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:

@@ -28,15 +28,16 @@ _FP32 = 4
 # What a CPU process holds beside its tensors, measured on 2026-11-22 by benchmarks/memory/run.py (2 CPU cores, glibc,
 # torch 2.13): the interpreter with what it has imported, DeepSpeed and its copies under ZeRO-3, a tokenizer's table.
 _LIBRARIES = {"single": 620 * _MIB, "ddp": 620 * _MIB, "zero3": 770 * _MIB}
-_TOKENIZER = 500
+TOKENIZER = 500
 """Bytes for each entry of the vocabulary."""
 # Tensors that die young leave holes in glibc's heap between those that the backward pass waits for. Held against what
-# one pass makes, kept or recomputed: more where the adapter has the type of the base, because its branch then keeps
-# less of what it makes. Imports leave free memory behind that is used up first. A lower M_MMAP_THRESHOLD does away
-# with holes and doubles the CPU time with page faults (measured: 3.2 to 7.7 s for 4 rows of 256 tokens).
-_HOLES, _HOLES_RECOMPUTED = {"cast": 0.45, "same": 0.93}, {"cast": 0.62, "same": 0.82}
-_HOLES_SCORES = 0.05  # of attention's score matrices: large blocks, mostly given back
-_FREE_AT_START = 120 * _MIB
+# one pass makes, kept or recomputed: fewer where layers are fused, more where the adapter has the type of the base,
+# because its branch then keeps less of what it makes. Imports leave free memory behind that is used up first. A lower
+# M_MMAP_THRESHOLD does away with holes and doubles the CPU time with page faults (measured).
+_HOLES = {"fused": 0.36, "cast": 0.45, "same": 0.93}
+_HOLES_RECOMPUTED = {"fused": 0.24, "cast": 0.62, "same": 0.82}
+_HOLES_SCORES, _HOLES_SCORES_FLAT = 0.05, 0.36  # of attention's score matrices; flat rows: smaller blocks
+_FREE_AT_START = {"fused": 60 * _MIB, "cast": 120 * _MIB, "same": 120 * _MIB}
 
 
 @dataclass(frozen=True)
@@ -98,21 +99,29 @@ def device_bytes(
     mapped = parameters(a).linear * size if method.bnb and not cuda and size == DTYPE_BYTES["bfloat16"] else 0
     trained_size = adapter_size(model, layout)
     adapter = trained * trained_size // (processes if zero3 else 1)
+    # Off CUDA and DeepSpeed norms are one step of autograd, and so are adapted layers (fused.py) where PEFT has nothing
+    # of its own to do; SFT and CPT attend to flat rows (attention.py).
+    norms, flat = lean, lean and not preference
+    linears = lean and not method.bnb and not method.lora.get("lora_dropout") and not method.lora.get("use_dora")
     # Beside bf16 weights a float32 adapter reads a cast copy of its input: bf16 under CUDA's autocast, float32 without.
-    copy = 0 if trained_size == size else size if cuda else _FP32
-    # Off CUDA only our own SFT head goes without a padding mask.
-    masked = not cuda and (preference or zero3)
+    copy = 0 if linears or trained_size == size else size if cuda else _FP32
+    masked = not cuda and not flat
     # The lean head reads a pair as one row: prompt, chosen and rejected.
     seen = 2 * length if lean and preference else length
-    kept = kept_bytes(a, model.attn_implementation, method.lora, size=size, copy=copy, masked=masked, length=seen)
+    kept = kept_bytes(
+        a, model.attn_implementation, method.lora, size=size, copy=copy, masked=masked, length=seen, norms=norms,
+        linears=linears, flat=flat,
+    )  # fmt: skip
     eager = model.attn_implementation == "eager"
-    scores = (_FP32 + size) * a.num_attention_heads * seen if eager else 0
+    scores = (_FP32 + (0 if flat and size == _FP32 else size)) * a.num_attention_heads * seen if eager else 0
+    kind = "fused" if linears else "cast" if copy else "same"
     depth = a.num_hidden_layers
     layers = kept + size * a.hidden_size * depth if checkpointing else kept * depth
     # The layer that is worked on: its values, on the way back their gradients, and what the operations make meanwhile.
     working = 3 * (copy or size) * (3 * a.intermediate_size + 2 * a.hidden_size)
     around = (size + _FP32) * a.hidden_size  # embedding and last norm
-    activations = tokens * (layers + working + around)
+    # A fused layer keeps its adapter's weights in its own type.
+    activations = tokens * (layers + working + around) + (trained * size if linears else 0)
     optimiser = trained * optimiser_size(layout) // (processes if zero3 else 1)
     away = zero3 and _offloads(deepspeed, "offload_optimizer")
     return DeviceBytes(
@@ -125,8 +134,10 @@ def device_bytes(
         logits=_lean_logits(a, tokens, size) if lean else _logits(a, tokens, size, cuda),
         load_peak=whole if method.bnb or not zero3 else share,
         offloaded=(share if offload else 0) + (optimiser if away else 0),
-        libraries=0 if cuda else _LIBRARIES[layout] + _TOKENIZER * a.vocab_size,
-        holes=0 if cuda else _holes(tokens * (kept - scores) * depth, tokens * scores * depth, copy, checkpointing),
+        libraries=0 if cuda else _LIBRARIES[layout] + TOKENIZER * a.vocab_size,
+        holes=0
+        if cuda
+        else _holes(tokens * (kept - scores) * depth, tokens * scores * depth, kind, flat, checkpointing),
     )
 
 
@@ -143,32 +154,47 @@ def optimiser_size(layout: Layout) -> int:
     return (3 if layout == "zero3" else 2) * _FP32
 
 
-def _holes(made: int, scores: int, copy: int, checkpointing: bool) -> int:
+def _holes(made: int, scores: int, kind: str, flat: bool, checkpointing: bool) -> int:
     """Bytes of free heap between live tensors at the peak; `made`: those of all layers, without attention `scores`."""
-    share = (_HOLES_RECOMPUTED if checkpointing else _HOLES)["cast" if copy else "same"]
-    return max(0, round(share * made + _HOLES_SCORES * scores) - _FREE_AT_START)
+    share = (_HOLES_RECOMPUTED if checkpointing else _HOLES)[kind]
+    of_scores = _HOLES_SCORES_FLAT if flat else _HOLES_SCORES
+    return max(0, round(share * made + of_scores * scores) - _FREE_AT_START[kind])
 
 
 def kept_bytes(
-    a: Architecture, attention: str, lora: Mapping[str, Any], *, size: int, copy: int, masked: bool, length: int
+    a: Architecture,
+    attention: str,
+    lora: Mapping[str, Any],
+    *,
+    size: int,
+    copy: int,
+    masked: bool,
+    length: int,
+    norms: bool = False,
+    linears: bool = False,
+    flat: bool = False,
 ) -> int:
     """Bytes a token that autograd keeps for one decoder layer with frozen weights and LoRA beside them.
 
     A frozen linear layer keeps nothing of its input. Its LoRA branch keeps it once, shared with its neighbours, or
     where it must be cast first (`copy` bytes an element), once for each adapted layer. RMSNorm keeps its input in
-    float32. Held to torch's saved-tensor hooks in the tests.
+    float32. `norms`, `linears`: these layers are fused (fused.py); `flat`: rows are one after another (attention.py).
+    Held to torch's saved-tensor hooks in the tests.
     """
     q, kv = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
-    h, f = a.hidden_size, a.intermediate_size
-    layer = 2 * _FP32 * h
+    h, f, heads = a.hidden_size, a.intermediate_size, a.num_attention_heads
+    # A fused norm keeps what it divided, in the model's type, and what by, one number for each row.
+    layer = 2 * (size * h + _FP32 if norms else _FP32 * h)
     if a.model_type == "qwen3":
-        layer += _FP32 * (q + kv)
-    if attention == "eager":
+        layer += size * (q + kv) + _FP32 * (heads + a.num_key_value_heads) if norms else _FP32 * (q + kv)
+    if attention == "eager" and flat:
+        layer += size * (q + 2 * kv) + (_FP32 + (size if size < _FP32 else 0)) * heads * length
+    elif attention == "eager":
         # Repeated keys and values, scores in float32 and once more in the model's type.
-        layer += size * 3 * q + (_FP32 + size) * a.num_attention_heads * length
+        layer += size * 3 * q + (_FP32 + size) * heads * length
     else:
         # With a padding mask transformers repeats keys and values, and expands the mask in every layer.
-        layer += size * (2 * q + 2 * (q if masked else kv)) + _FP32 * a.num_attention_heads
+        layer += size * (2 * q + 2 * (q if masked else kv)) + _FP32 * heads
         layer += size * length if masked else 0
     layer += size * 3 * f
     adapted = {name.rsplit(".", 1)[-1] for name in adapted_modules(a, lora)}
@@ -181,19 +207,9 @@ def kept_bytes(
         used = len(adapted & readers)
         if copy:
             layer += copy * width * used
-        elif readers != {"o_proj"}:  # its input is what attention has kept already
+        elif readers != {"o_proj"} or flat:  # else its input is what attention has kept already
             layer += size * width * min(used, 1)
     return layer + (copy or size) * int(lora.get("r", 8)) * len(adapted)
-
-
-def generation_bytes(model: Model, method: Method, *, batch_tokens: int, new_tokens: int, cuda: bool) -> int:
-    """SCORE and PAIRS run in one process on one device: the whole base, the adapter, keys and values."""
-    a, size = model.architecture, DTYPE_BYTES[model.dtype]
-    cache = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * size
-    working = size * (3 * a.intermediate_size + 4 * a.hidden_size)
-    adapter = lora_parameters(a, method.lora) * _FP32
-    held = weight_bytes(a, model.dtype, method.bnb) + adapter + batch_tokens * (cache + working) + new_tokens * cache
-    return held if cuda else held + _LIBRARIES["single"] + _TOKENIZER * a.vocab_size
 
 
 def _buffers(
@@ -220,7 +236,9 @@ def _buffers(
     bucket = _elements(zero, "reduce_bucket_size", _BUCKET) if zero.get("contiguous_gradients", True) else 0
     if not cuda:  # pages that nothing is written to are not resident
         bucket = min(bucket, trained)
-    return unpacked + round(live * width) + bucket * size
+    # What is fetched ahead comes as one message and is copied out of it.
+    message = min(_elements(zero, "stage3_prefetch_bucket_size", _PREFETCH), counts.total)
+    return unpacked + round((live + message) * width) + bucket * size
 
 
 def _elements(zero: Mapping[str, Any], key: str, default: int) -> int:

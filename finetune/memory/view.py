@@ -46,7 +46,8 @@ def render(plan: Plan) -> str:
         _line("PFLOP", [f"{stage.flops / 1e15:,.4g}" for stage in plan.stages]),
         _line("hours", [_hours(stage) for stage in plan.stages]),
         "",
-        f"score, pairs  {_gib(plan.generation)} on one {where}, one process",
+        f"one process   {_children(plan)}{' on one GPU' if where == 'GPU' else ''}; "
+        f"merge {_gib(plan.children['merge'])} of host memory",
         f"checkpointing {plan.checkpointing}",
         f"host memory   {_gib(plan.host)} of {_gib(plan.host_usable)}; saving gathers the adapter only "
         f"({_gib(plan.save_peak)})",
@@ -76,6 +77,10 @@ def render(plan: Plan) -> str:
     else:
         lines += ["", "it fits."] + [f"  {word}" for word in plan.advice]
     return "\n".join(lines)
+
+
+def _children(plan: Plan) -> str:
+    return ", ".join(f"{name} {_gib(peak)}" for name, peak in plan.children.items() if name != "merge")
 
 
 def _line(title: str, cells: list[str]) -> str:

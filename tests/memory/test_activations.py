@@ -3,6 +3,7 @@
 import pytest
 
 from finetune.config.model import Architecture
+from finetune.memory.counts import lora_parameters
 from finetune.memory.device import kept_bytes
 
 SHAPE = {
@@ -43,17 +44,23 @@ def test_kept_activations_are_predicted_within_three_per_cent(kind, dtype, float
     assert predicted == pytest.approx(kept, rel=0.03)
 
 
-def measure(kind, dtype, float32_adapter, masked, attention, lora) -> int:
+def measure(kind, dtype, float32_adapter, masked, attention, lora, *, fused=False) -> int:
     """Bytes of the storages that one forward through the decoder saves for its backward, weights left out."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    from finetune.attention import attend_documents
+    from finetune.fused import fuse_layers
 
     classes = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
     config, model_class = classes[kind]
     base = model_class(config(**SHAPE, attn_implementation=attention)).to(getattr(torch, dtype))
     adapter = LoraConfig(task_type="CAUSAL_LM", **lora)
     model = get_peft_model(base, adapter, autocast_adapter_dtype=float32_adapter).train()
+    if fused:
+        fuse_layers(model)
+        attend_documents(model.get_base_model())
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -67,6 +74,25 @@ def measure(kind, dtype, float32_adapter, masked, attention, lora) -> int:
     mask = torch.ones_like(ids)
     if masked:
         mask[0, 100:] = 0
+    given = {"input_ids": ids, "attention_mask": mask}
+    if fused:
+        places, bounds = torch.arange(LENGTH).repeat(1, ROWS), torch.arange(0, ROWS * LENGTH + 1, LENGTH)
+        given = {"input_ids": ids.reshape(1, -1), "position_ids": places, "cu_seq_lens_q": bounds.int()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.get_base_model().model(input_ids=ids, attention_mask=mask, use_cache=False)
+        model.get_base_model().model(**given, use_cache=False)
     return sum(size for size, _ in saved.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_fused_layers_and_flat_rows_keep_is_predicted_within_three_per_cent(kind, attention, dtype):
+    lora = {"r": 16, "target_modules": "all-linear"}
+    size = 2 if dtype == "bfloat16" else 4
+    a = Architecture(model_type=kind, **SHAPE)
+    layer = kept_bytes(
+        a, attention, lora, size=size, copy=0, masked=False, length=LENGTH, norms=True, linears=True, flat=True
+    )
+    predicted = ROWS * LENGTH * a.num_hidden_layers * layer + lora_parameters(a, lora) * size
+    assert predicted == pytest.approx(measure(kind, dtype, True, False, attention, lora, fused=True), rel=0.03)

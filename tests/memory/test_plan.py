@@ -38,7 +38,8 @@ def test_qwen3_32b_on_eight_a100_is_sharded_with_its_adapter_and_optimiser():
     assert held.optimiser == LORA * 12 / 8
     # DeepSpeed's defaults: 1.05 G parameters gathered at a time, but never less than the head and a layer
     # (here 0.778 + 0.488 G), and a bucket of 0.5 G elements, all in two bytes.
-    assert held.buffers == 2 * (HEAD + 487_587_840) + 2 * 500_000_000
+    # What is fetched ahead (50 M) is there twice while it is copied out of its message.
+    assert held.buffers == 2 * (HEAD + 487_587_840 + 50_000_000) + 2 * 500_000_000
     assert held.load_peak == held.weights
     # Checkpointing keeps the 64 layers' inputs; the rest is one recomputed layer with its gradients.
     tokens = found.per_device_batch_size * _loaded(("model=qwen3_32b", "machine=a100x8", "stages=[sft]")).sft.max_length
@@ -285,6 +286,19 @@ def test_a_cpu_recomputes_by_the_same_rule():
     assert planned(*words, "machine.gradient_checkpointing=false", on=small).machine.gradient_checkpointing is False
 
 
+def test_what_one_process_runs_counts_prompts_by_the_longest_row_and_must_fit() -> None:
+    """SCORE's attention grows with the square of a prompt; MERGE holds blocks, however large the model is."""
+    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft,dpo]", "score.batch_tokens=4096")
+    short, long = (planned(*words, counted={"sft": Counted(400, None, length)}) for length in (128, 2048))
+    assert set(short.children) == {"score", "pairs", "merge", "proof"}
+    assert short.children["merge"] == long.children["merge"] < GIB
+    assert P * 2 < short.children["proof"] <= short.generation == max(short.children.values())
+    assert long.generation > short.generation + 10 * GIB
+    assert short.fits
+    assert "scoring Qwen/Qwen3-32B on one GPU" in long.problems[0].rule
+    assert "proof" in short.render()
+
+
 def test_this_machine_is_seen_without_torch():
     found = here()
     assert found.cores >= 1
@@ -310,5 +324,6 @@ def test_every_key_of_the_json_is_documented_and_nothing_else_is():
     keys = set(plain) | {f"stages[].{key}" for key in plain["stages"][0]}
     keys |= {f"stages[].bytes.{key}" for key in plain["stages"][0]["bytes"]}
     keys |= {f"options[].{key}" for key in plain["options"][0]} | {f"disk.{key}" for key in plain["disk"]}
+    keys |= {f"children.{key}" for key in (*plain["children"], "pairs")}
     keys |= {f"progress[].{field.name}" for field in dataclasses.fields(StageState)}
     assert documented == keys
