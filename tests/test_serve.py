@@ -128,6 +128,18 @@ def test_a_server_that_dies_is_told_with_its_own_words(tmp_path: Path) -> None:
         server.wait()
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_only_a_cpu_is_spared_the_compiler(tmp_path: Path, compiled: bool) -> None:
+    words = ["sh", "-c", "echo dynamo=$TORCHDYNAMO_DISABLE offline=$HF_HUB_OFFLINE"]
+    with (tmp_path / "log").open("w+") as log:
+        with Server(words, tmp_path, host="127.0.0.1", port=9, log=log, compiled=compiled) as server, pytest.raises(
+            RecipeError, match="it said nothing of an error"
+        ):
+            server.wait()
+        log.seek(0)
+        assert log.read() == f"dynamo={'' if compiled else '1'} offline=1\n"
+
+
 def test_a_server_that_ignores_sigint_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.serve.server._LAST_SECONDS", 0.5)
     words = ["sh", "-c", "trap '' INT; echo $$ > pid; while :; do sleep 0.1; done"]

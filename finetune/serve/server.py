@@ -17,11 +17,9 @@ from typing import IO, Any, Self
 from finetune.errors import RecipeError
 from finetune.handoff.serving import TESTED
 
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-    # Without these vLLM's logprobs helper is compiled at the first request: 12 s, and it needs a C++ compiler.
-    "TORCHDYNAMO_DISABLE": "1",
-}  # fmt: skip
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+_NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+"""For CPUs: --enforce-eager alone still compiles a helper at the first request, 12 s, and needs a C++ compiler."""
 _LAST_SECONDS = 30
 """Time that vLLM has to end by itself after SIGINT."""
 
@@ -75,14 +73,17 @@ def free_port(host: str, port: int) -> None:
 class Server:
     """`words` as a process that ends when the block does, or at SIGINT or SIGTERM to this process."""
 
-    def __init__(self, words: list[str], folder: Path, *, host: str, port: int, log: IO[str] | None) -> None:
+    def __init__(
+        self, words: list[str], folder: Path, *, host: str, port: int, log: IO[str] | None, compiled: bool = True
+    ) -> None:
         self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
         self._log = log
         self._started = time.monotonic()
+        environment = {**os.environ, **_ENVIRONMENT, **({} if compiled else _NOT_COMPILED)}
         # A session of its own: Ctrl-C reaches this process alone, which then ends the server once.
         self._process = subprocess.Popen(
-            words, cwd=folder, env={**os.environ, **_ENVIRONMENT}, stdout=log,
-            stderr=subprocess.STDOUT if log else None, start_new_session=True,
+            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT if log else None,
+            start_new_session=True,
         )  # fmt: skip
         # A shell that starts commands in the background has SIGINT ignored: it is asked for again.
         self._before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -29,13 +29,15 @@ def run(chosen: argparse.Namespace) -> int:
     vllm = find_vllm(chosen.vllm, any_version=chosen.any_version)
     free_port(chosen.host, chosen.port)
     dtype = chosen.dtype or plan["dtype"]
-    words = command(bundle, plan, here(), dtype=dtype, base=base)
+    machine = here()
+    words = command(bundle, plan, machine, dtype=dtype, base=base)
     words = [str(vllm), *words, "--host", chosen.host, "--port", str(chosen.port), *chosen.flag]
     say("+ " + " ".join(words))
     with tempfile.TemporaryFile("w+") if log is None else log.open("w+", encoding="utf-8") as lines:
         quiet = chosen.check or log is not None
+        at: dict[str, Any] = {"host": chosen.host, "port": chosen.port, "log": lines if quiet else None}
         try:
-            with Server(words, bundle, host=chosen.host, port=chosen.port, log=lines if quiet else None) as server:
+            with Server(words, bundle, compiled=bool(machine.gpus), **at) as server:
                 version, seconds = server.wait()
                 say(f"serve: vLLM {version} is ready after {seconds:.0f} s at {server.url}/v1 as {plan['name']}")
                 if chosen.check:
@@ -82,9 +84,7 @@ def command(bundle: Path, plan: Mapping[str, Any], machine: Here, *, dtype: str,
         smallest.name, smallest.memory_gib, like.reserve_gib, like.max_num_seqs, like.max_num_batched_tokens
     )
     weights = capacity.weight_bytes(model) * (2 if dtype == "float32" and plan["dtype"] == "bfloat16" else 1)
-    found = capacity.layout(
-        config, weights, gpus=len(machine.gpus), card=card, max_model_len=length, dtype=dtype
-    )
+    found = capacity.layout(config, weights, gpus=len(machine.gpus), card=card, max_model_len=length, dtype=dtype)
     if found.problem:
         raise RecipeError.one(str(bundle), len(machine.gpus), found.problem, "more GPUs, or a quantised model")
     return [*words, *serving.gpu_flags(found)]
