@@ -188,13 +188,19 @@ def test_every_file_that_the_card_names_is_there(bundle):  # noqa: F811
         assert (bundle / name).is_file(), name
 
 
-def test_licence_texts_of_base_and_sources_come_along(made, tmp_path):  # noqa: F811
-    settings = made.recipe.handoff.model_copy(update={"licence_files": {"constitution": "constitution_of_india.html"}})
+def test_licence_texts_of_base_and_sources_come_along_also_when_two_have_one_name(made, tmp_path):  # noqa: F811
+    for name in ("terms", "rules"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "LICENSE").write_text(f"licence of {name}")
+    texts = {name: str(tmp_path / name / "LICENSE") for name in ("terms", "rules")}
+    settings = made.recipe.handoff.model_copy(update={"licence_files": texts})
     folder = hand_over(made, tmp_path / "out", handoff=settings) / "LICENSES"
     assert (folder / "base-LICENSE").read_text() == "Apache License 2.0"
-    text = made.recipe.documents / "constitution_of_india.html"
-    assert (folder / "data-constitution_of_india.html").read_bytes() == text.read_bytes()
-    assert "Source constitution: Government of India (text: data-constitution" in (folder / "DATA.txt").read_text()
+    listed = (folder / "DATA.txt").read_text()
+    for name in texts:
+        assert (folder / f"data-{name}-LICENSE").read_text() == f"licence of {name}"
+        assert f"(text: data-{name}-LICENSE)" in listed
+    assert str(tmp_path) not in listed + (folder.parent / "config.yaml").read_text()
 
 
 # --- rollback --------------------------------------------------------------------------------------------------------

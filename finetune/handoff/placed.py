@@ -54,7 +54,7 @@ def place_licences(base: Artifact, settings: "Config", documents: Path | None, b
         text = settings.handoff.licence_files.get(name)
         line = f"Source {name}: {source.licence}"
         if text is not None and documents is not None:
-            target = f"data-{Path(text).name}"
+            target = f"data-{name}-{Path(text).name}"  # many a text is called LICENSE
             shutil.copyfile(documents / text, folder / target)
             found[name] = [target]
             line += f" (text: {target})"
