@@ -36,7 +36,7 @@ TOKENIZER = 500
 # M_MMAP_THRESHOLD does away with holes and doubles the CPU time with page faults (measured).
 _HOLES = {"fused": 0.36, "cast": 0.45, "same": 0.93}
 _HOLES_RECOMPUTED = {"fused": 0.24, "cast": 0.62, "same": 0.82}
-_HOLES_SCORES, _HOLES_SCORES_FLAT = 0.05, 0.36  # of attention's score matrices; flat rows: smaller blocks
+_HOLES_SCORES = {"fused": 0.36, "cast": 0.05, "same": 0.05}  # of attention's score matrices
 _FREE_AT_START = {"fused": 60 * _MIB, "cast": 120 * _MIB, "same": 120 * _MIB}
 
 
@@ -137,7 +137,7 @@ def device_bytes(
         libraries=0 if cuda else _LIBRARIES[layout] + TOKENIZER * a.vocab_size,
         holes=0
         if cuda
-        else _holes(tokens * (kept - scores) * depth, tokens * scores * depth, kind, flat, checkpointing),
+        else _holes(tokens * (kept - scores) * depth, tokens * scores * depth, kind, checkpointing),
     )
 
 
@@ -154,11 +154,10 @@ def optimiser_size(layout: Layout) -> int:
     return (3 if layout == "zero3" else 2) * _FP32
 
 
-def _holes(made: int, scores: int, kind: str, flat: bool, checkpointing: bool) -> int:
+def _holes(made: int, scores: int, kind: str, checkpointing: bool) -> int:
     """Bytes of free heap between live tensors at the peak; `made`: those of all layers, without attention `scores`."""
     share = (_HOLES_RECOMPUTED if checkpointing else _HOLES)[kind]
-    of_scores = _HOLES_SCORES_FLAT if flat else _HOLES_SCORES
-    return max(0, round(share * made + of_scores * scores) - _FREE_AT_START[kind])
+    return max(0, round(share * made + _HOLES_SCORES[kind] * scores) - _FREE_AT_START[kind])
 
 
 def kept_bytes(
