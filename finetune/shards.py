@@ -57,6 +57,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
                 continue
             start, end = entry["data_offsets"]
             shape = tuple(entry["shape"])
+            if not all(type(number) is int for number in (start, end, *shape)):
+                raise _torn(file, f"{name} has places or a shape that are no whole numbers")
             if not 0 <= start <= end <= size - begin:
                 raise _torn(file, f"{name} ends at byte {begin + end} of {size}")
             width = WIDTH.get(entry["dtype"])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 SIGNATURE = "model.sig"
+_UNFINISHED = f".{SIGNATURE}.writing"
 PRIVATE, PUBLIC = "signing.key", "signing.pub"
 _CURVES, _KEYGEN = ("secp256r1", "secp384r1", "secp521r1"), "make one with `finetune keygen FOLDER`"
 _DEMO = "Demo key: made by a demonstration, its private half was protected by nobody. It proves no origin."
@@ -77,6 +78,7 @@ def sign(directory: Path, private_key: Path) -> Path:
     if links := [str(path) for path in directory.rglob("*") if path.is_symlink()]:
         rule = "a link is not signed, since no reader follows it"
         raise RecipeError.one(str(directory), links[:3], rule, "put the file itself there")
+    (directory / _UNFINISHED).unlink(missing_ok=True)  # of a killed attempt: listed, it would be missed for ever
     digests = {name: _hash(directory / name) for name in _names(directory)}
     statement = {
         "_type": _STATEMENT,
@@ -103,7 +105,7 @@ def sign(directory: Path, private_key: Path) -> Path:
         },
     }
     file = directory / SIGNATURE
-    fresh = file.with_name(f".{SIGNATURE}.writing")
+    fresh = directory / _UNFINISHED
     fresh.write_text(_canonical(content), encoding="utf-8")
     fresh.chmod(0o644)
     fresh.replace(file)
@@ -111,7 +113,9 @@ def sign(directory: Path, private_key: Path) -> Path:
 
 
 def signed_with(directory: Path, private_key: Path) -> bool:
-    """Whether `model.sig` is there and this key made it. No file is hashed: what it signs may have been changed."""
+    """Whether `model.sig` is there, nothing is half written, and this key made it. No file is hashed."""
+    if (directory / _UNFINISHED).exists():
+        return False
     try:
         envelope, hint = _read(directory / SIGNATURE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not one of ours to the byte

@@ -72,6 +72,16 @@ def test_one_changed_bit_anywhere_in_the_signature_is_found(folder, keys):
         assert str(file) in {finding.path for finding in findings}
 
 
+def test_a_signing_that_was_killed_is_done_again_and_leaves_nothing_behind(folder, keys):
+    private, public = keys
+    signing.sign(folder, private)
+    (folder / ".model.sig.writing").write_text("half")
+    assert not signing.signed_with(folder, private)
+    signing.sign(folder, private)
+    assert names(folder, public) == []
+    assert signing.signed_with(folder, private)
+
+
 def test_another_spelling_of_the_same_signature_is_found(folder, keys):
     private, public = keys
     file = signing.sign(folder, private)

@@ -127,6 +127,15 @@ PLANTED = {
         lambda b: (b / "adapter/adapter_model.safetensors").write_bytes(
             (80).to_bytes(8, "little") + b'{"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}'.ljust(80)),
         "adapter-empty"),
+    "an adapter whose places are no whole numbers": (
+        lambda b: (b / "adapter/adapter_model.safetensors").write_bytes(
+            (80).to_bytes(8, "little") + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}'.ljust(80)
+            + b"1234"),
+        "adapter-unreadable"),
+    "a thousand million layers": (
+        lambda b: (b / "model/config.json").write_text(
+            (b / "model/config.json").read_text().replace('"num_hidden_layers": ', '"num_hidden_layers": 100000000')),
+        "missing-tensor"),
     "a path of this machine": (
         lambda b: (b / "adapter/adapter_config.json").write_text('{"base_model_name_or_path": "/me"}'), "local-path"),
     "sums in another order": (

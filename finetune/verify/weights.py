@@ -54,7 +54,11 @@ def check_names_and_shapes(
     directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str]
 ) -> Iterator[Finding]:
     """Missing, foreign and misshapen tensors: a server fills what is missing with whatever memory holds."""
-    where = str(directory / "config.json")
+    where, layers = str(directory / "config.json"), config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(tensors):  # a stranger's number must not fill this machine's memory
+        yield finding("missing-tensor", f"{where}: num_hidden_layers", layers,
+                      f"there are {len(tensors)} tensors in all", "restore config.json of the base")  # fmt: skip
+        return
     try:
         shapes = expected_shapes(config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
