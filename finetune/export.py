@@ -232,7 +232,7 @@ def _order(settings: Config, machine: Machine, chat: ChatFormat) -> dict[str, An
 
 
 class _Worker:
-    """Runs orders in the environment of llm-compressor; its lines come out as ours, its log stays in `folder`."""
+    """Runs orders in the environment of llm-compressor; our lines are said, all others stay in a log in `folder`."""
 
     def __init__(self, python: Path, folder: Path, order: Mapping[str, Any], say: Say) -> None:
         self.folder, self.say = folder, say
@@ -255,7 +255,10 @@ class _Worker:
         ):
             assert worker.stdout is not None
             for line in worker.stdout:
-                self.say(f"export: {line.rstrip()}")
+                if line.startswith("export: "):
+                    self.say(line.rstrip())
+                else:
+                    errors.write(line)
         if worker.returncode:
             last = [*log.read_text(encoding="utf-8", errors="replace").split("\n"), ""]
             words = next((line.strip() for line in reversed(last) if line.strip()), f"exit code {worker.returncode}")

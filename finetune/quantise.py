@@ -142,7 +142,7 @@ def _write_whole(file: Path, text: str) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(f"export: {line}", flush=True)  # other lines, llm-compressor's, go to the log
 
 
 def _end_with(parent: int) -> None:
