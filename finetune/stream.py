@@ -69,6 +69,7 @@ def write_shard(
             if len(hashing) > 2:
                 _reuse(hashing, free)
             if size - flushed >= _FLUSH_BYTES and flushing.done():
+                flushing.result()  # a write that the disk refused is reported once, to the first who asks
                 flushed, flushing = size, syncer.submit(os.fdatasync, handle.fileno())  # type: ignore[arg-type]
             add(len(data))
         while hashing:
@@ -96,7 +97,10 @@ def _block(
     """Rows [first, last), merged and known to be finite."""
     import torch
 
-    buffer = free.pop() if free else torch.empty(0, dtype=torch.uint8)
+    try:
+        buffer = free.pop()
+    except IndexError:  # asking first would not help: another thread may take the last one in between
+        buffer = torch.empty(0, dtype=torch.uint8)
     if whole is None:
         size = row_bytes(entry.source) * (last - first)
         buffer = buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8)
