@@ -73,6 +73,24 @@ def run(
     Resumes: models that a killed attempt had finished are kept, and answers by the batch. Raises RecipeError when
     llm-compressor is not installed or fails, or when what it wrote would not pass `finetune verify`.
     """
+    finished = out / "export.json"
+    if not finished.exists():  # else an earlier attempt was killed while it cleared its folder
+        text = json.dumps(_export(config, out, prepared, checkpoint, scores, proof, machine, say), indent=1)
+        write_whole(finished, text + "\n")
+        finished.chmod(0o644)
+    shutil.rmtree(out / _WORK, ignore_errors=True)
+    exported = json.loads(finished.read_text(encoding="utf-8"))
+    shown = ("bytes", "kl_mean", "kl_max", "top1")
+    return {
+        scheme: {**{key: one[key] for key in shown}, "losses": {name: t["loss"] for name, t in one["tasks"].items()}}
+        for scheme, one in exported.items()
+    }
+
+
+def _export(
+    config: Mapping[str, Any], out: Path, prepared: Artifact, checkpoint: Artifact, scores: Artifact, proof: Artifact,
+    machine: Machine, say: Say,
+) -> dict[str, Any]:
     settings = Config.model_validate(config)
     work, merged = out / _WORK, checkpoint.file("model")
     work.mkdir(exist_ok=True)
@@ -81,7 +99,7 @@ def run(
     made = {scheme: _quantise(scheme, settings, prepared, merged, chat, out, worker) for scheme in settings.export}
     rows = _by_task(prepared.file("test.jsonl"), settings)
     _measure(rows, settings, merged, proof, chat, out, worker)
-    exported = {}
+    exported: dict[str, Any] = {}
     for scheme, facts in made.items():
         found = json.loads((work / f"parity-{scheme}.json").read_text(encoding="utf-8"))
         found |= {kind: len(found[kind]) for kind in ("near_ties", "disagreements")}  # a list of thousands in 4 bit
@@ -92,13 +110,7 @@ def run(
         losses = ", ".join(f"{task} {one['tuned']:.4f} -> {one['quantised']:.4f}" for task, one in tasks.items())
         parity = f"KL {found['kl_mean']:.4f} nats, top-1 {found['top1']:.1%}"
         say(f"export: {scheme}: {size / 1e9:.3f} GB, {parity}, {losses}")
-    write_whole(out / "export.json", json.dumps(exported, indent=1, ensure_ascii=False) + "\n")
-    (out / "export.json").chmod(0o644)
-    shown = ("bytes", "kl_mean", "kl_max", "top1")
-    return {
-        scheme: {**{key: one[key] for key in shown}, "losses": {name: t["loss"] for name, t in one["tasks"].items()}}
-        for scheme, one in exported.items()
-    }
+    return exported
 
 
 def _quantise(

@@ -69,7 +69,9 @@ def test_a_receiver_finds_nothing_wrong_and_small_files_are_the_merged_models(ca
 
 def test_what_was_measured_is_written_down(calibrated, given) -> None:
     folder, found = calibrated
-    assert list(found) == list(BOTH)
+    assert sorted(path.name for path in folder.iterdir()) == ["export.json", *BOTH]
+    chat = export.ChatFormat.read(given["checkpoint"].file("model"))
+    rows = export._calibration(given["prepared"].file("train.jsonl"), chat, export.Quantise(rows=6), 0)
     for scheme in BOTH:
         one = found[scheme]
         assert one["files"] == {path.name: hash_file(path) for path in (folder / scheme).iterdir()}
@@ -80,7 +82,7 @@ def test_what_was_measured_is_written_down(calibrated, given) -> None:
             assert task["loss"] == 1.0 - task["quantised"]
         how = one["settings"]
         assert (how["scheme"], how["rounding"], how["calibration_rows"]) == (scheme, "gptq", 6)
-        assert how["calibration_tokens"] == sum(len(line["ids"]) for line in _lines(folder / ".work/calibration.jsonl"))
+        assert how["calibration_tokens"] == sum(map(len, rows))
         assert how["versions"]["llmcompressor"] == "0.14.0.1"
     assert found["w4a16"]["settings"]["group_size"] == 32
     assert 0 < found["w8a8"]["kl_mean"] < found["w4a16"]["kl_mean"]
@@ -145,6 +147,7 @@ def test_killed_it_takes_its_worker_along_and_goes_on_with_what_was_finished(nea
     again = make(out, given, rounding="nearest", smoothing=0)
     assert (out / "w4a16").stat().st_ino == before
     assert again == nearest[1]
+    assert make(out, given, rounding="nearest", smoothing=0) == again, "killed between export.json and publishing"
 
 
 def test_vllm_reads_both_as_transformers_does(calibrated, given, tmp_path) -> None:
