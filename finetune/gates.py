@@ -49,7 +49,7 @@ def _vetoes(settings: Gates, found: Mapping[str, Any]) -> Iterator[str]:
     if not _measured(kl):
         yield "its KL to the merged model could not be measured"
     elif limit is not None and kl > limit:
-        yield f"its KL to the merged model is {kl:.4f} nats a position, more than gates.export_kl_mean_max={limit}"
+        yield f"its KL to the merged model is {kl:.3g} nats a position, more than gates.export_kl_mean_max={limit}"
 
 
 def _gate(name: str, value: Any, limit: float | None, holds: Any) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def test_a_loss_above_the_limit_vetoes_that_model_alone_and_names_task_and_numbe
 
 def test_a_kl_above_the_limit_is_a_veto_only_where_it_is_asked_for():
     assert vetoes(Gates(), exported(kl=0.3))["w4a16"] is None
-    assert "0.3000 nats" in str(vetoes(Gates(export_kl_mean_max=0.1), exported(kl=0.3))["w4a16"])
+    assert "0.3 nats" in str(vetoes(Gates(export_kl_mean_max=0.1), exported(kl=0.3))["w4a16"])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
