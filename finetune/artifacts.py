@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def clear(directory: Path) -> None:
-    """Empty a stage's partial directory before a fresh start."""
+def clear(directory: Path, *, but: Container[str] = ()) -> None:
+    """Empty a stage's partial directory before a fresh start, `but` for what is called so."""
     for child in directory.iterdir():
+        if child.name in but:
+            continue
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)
         else:

@@ -4,25 +4,21 @@ The output is a model directory that a server loads as it is. Every adapter tens
 is found and every number is finite, or nothing is published.
 """
 
-import fcntl
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune import checkpoint, shards
+from finetune import checkpoint, leftovers, shards
 from finetune.adapter import Adapter
 from finetune.artifacts import (
     MANIFEST,
     Artifact,
     Stage,
     canonical_json,
-    clear,
     explained,
     hash_file,
     read,
@@ -39,7 +35,6 @@ from finetune.stream import BLOCK_BYTES, Entry, write_shard
 
 Say = Callable[[str], None]
 
-_STATE = ".merge.json"
 _HEAD = "lm_head.weight"
 _SECONDS_BETWEEN_LINES = 2
 
@@ -76,6 +71,7 @@ def run(
         yarn=settings.model.rope_parameters,
         say=say,
     )
+    (out / leftovers.NOTE).unlink()
     return {"merged_tensors": summary["merged_tensors"], "bytes": summary["bytes"], "base_used": summary["base_used"]}
 
 
@@ -97,7 +93,8 @@ def merge_adapter(
     and which YaRN it was trained with; for others all stay as the base has them unless they are given. `trained_on`
     (one of fourbit.TRAINED_ON) says it for one from elsewhere, and must where its files speak of 4 bit.
     Publishes `out_dir` with one rename; killed before that, the same command goes on. Raises RecipeError when `out_dir`
-    exists, when base and adapters do not fit each other, or when a number is not finite.
+    exists, when OUT.partial holds what no merge left there, when base and adapters do not fit each other, or when a
+    number is not finite.
     """
     if out_dir.exists():
         raise RecipeError.one(
@@ -128,7 +125,7 @@ def merge_adapter(
     default_mode = default_mode or (last.default_mode if last else None)
     yarn = last.rope_parameters if last else None
     partial = out_dir.with_name(out_dir.name + ".partial")
-    with explained(out_dir.parent), _alone(partial):
+    with explained(out_dir.parent), leftovers.alone(partial):
         identity = {
             "version": STAGE.version, "base": _fingerprint(base_dir), "adapters": list(map(_fingerprint, adapters)),
             "mode": default_mode, "round_trip": round_trip.describe() if round_trip else None,
@@ -140,23 +137,8 @@ def merge_adapter(
         )  # fmt: skip
         partial.replace(out_dir)
         sync_directory(out_dir.parent)
+        (out_dir / leftovers.NOTE).unlink()
     return summary
-
-
-@contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Make the folder of unfinished work and lock it: two merges into one output would clear each other's files."""
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise RecipeError.one(
-            "--out", str(partial), "another merge is writing there", "wait for it or name another folder"
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 def write_merged(
@@ -175,7 +157,8 @@ def write_merged(
     """Fill `out` with `model/` and `merge.json`; return the content of merge.json.
 
     `out` may hold the leftovers of a killed attempt: shards whose recorded hash still holds are kept if `identity` is
-    the same, anything else is cleared. The bytes do not depend on where an earlier attempt was killed.
+    the same, anything else is cleared. The bytes do not depend on where an earlier attempt was killed. The note of
+    what was finished is left for the caller to remove once the result is safe.
     """
     base_config = checkpoint.read_json(base_dir / "config.json")
     if "quantization_config" in base_config:
@@ -201,7 +184,7 @@ def write_merged(
         for shard, held in source.items()
     }
 
-    done = _start(out, identity, say)
+    done = leftovers.start(out, identity, say)
     model = out / "model"
     total = sum(entry.source.bytes for entries in layout.values() for entry in entries)
     _check_room(out, sum(entry.source.bytes for shard in layout.keys() - done.keys() for entry in layout[shard]))
@@ -215,7 +198,7 @@ def write_merged(
         unfinished.replace(model / shard)
         sync_directory(model)
         done[shard] = kept
-        write_whole(out / _STATE, json.dumps({"identity": identity, "shards": done}))
+        leftovers.note(out, identity, done)
 
     if (base_dir / shards.INDEX).exists():
         weight_map = {entry.name: shard for shard, entries in layout.items() for entry in entries}
@@ -244,7 +227,6 @@ def write_merged(
     write_whole(out / "merge.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     for path in [model, *model.iterdir(), out / "merge.json"]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-    (out / _STATE).unlink()
     return summary
 
 
@@ -302,35 +284,6 @@ def _check_room(out: Path, needed: int) -> None:
             "--out", str(out), f"{needed / 1e9:.1f} GB are still to be written and {free / 1e9:.1f} GB are free",
             "free some space or name a folder on another disk",
         )  # fmt: skip
-
-
-def _start(out: Path, identity: str, say: Say) -> dict[str, dict[str, Any]]:
-    """Shards of an earlier attempt that are whole and belong to the same merge; everything else is removed."""
-    model, done = out / "model", {}
-    state = _state(out / _STATE)
-    if state.get("identity") == identity:
-        say(f"merge: an earlier attempt finished {len(state['shards'])} files; reading them again")
-        done = {
-            shard: entry
-            for shard, entry in state["shards"].items()
-            if (model / shard).is_file() and hash_file(model / shard) == entry["sha256"]
-        }
-    if not done:
-        clear(out)
-    model.mkdir(exist_ok=True)
-    for path in [*model.iterdir(), *out.iterdir()]:
-        if path.name not in (*done, model.name, _STATE):
-            path.unlink()
-    return done
-
-
-def _state(file: Path) -> dict[str, Any]:
-    """What an earlier attempt noted; nothing when there was none, or when the note is torn."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("shards"), dict) else {}
 
 
 def _check_round_trip(trip: RoundTrip, tensors: Mapping[str, shards.Tensor], adapter_dir: Path) -> None:

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "findings", "artifacts", "config"},
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint", "signing",
-     "order", "pulse", "resume", "spikes", "template"},
+     "leftovers", "order", "pulse", "resume", "spikes", "template"},
     {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "deltas",
      "stream", "fourbit", "head", "parity", "quantise", "asked", "exact",
      "arguments", "attention", "fused", "reference", "sequence"},

@@ -12,7 +12,7 @@ from checkpoints import MODEL, TEMPLATE, make_adapter, make_base, weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from finetune import merge
+from finetune import leftovers, merge
 from finetune.artifacts import hash_file
 from finetune.checkpoint import bake_mode
 from finetune.errors import RecipeError
@@ -168,7 +168,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, lacking):
 def test_two_merges_into_one_output_do_not_meet(tmp_path):
     base = make_base(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter")
-    with merge._alone(tmp_path / "out.partial"), pytest.raises(RecipeError, match="another merge"):
+    with leftovers.alone(tmp_path / "out.partial"), pytest.raises(RecipeError, match="another merge"):
         merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
     merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from finetune import merge
 from finetune.artifacts import hash_file
+from finetune.errors import RecipeError
 
 
 def quiet(_: str) -> None:
@@ -159,3 +160,41 @@ def test_a_finished_shard_that_was_damaged_meanwhile_is_made_again(tmp_path, mon
     shard.write_bytes(content)
     merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def test_a_folder_of_somebody_else_under_the_name_of_unfinished_work_is_not_cleared(tmp_path):
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    thesis = tmp_path / "out.partial/model/thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("three years of work")
+    with pytest.raises(RecipeError, match=r"out\.partial.*no merge left 'model' there: .*mv "):
+        merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    assert hashes(tmp_path / "out.partial") == {"model/thesis.txt": hash_file(thesis)}
+    shutil.rmtree(tmp_path / "out.partial")
+    (tmp_path / "out.partial").write_text("a file")
+    with pytest.raises(RecipeError, match="a file has it"):
+        merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    (tmp_path / "out.partial").unlink()
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/..merge.json.1.writing").write_text("{")  # killed while it noted itself
+    merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model", "merge.json"}
+
+
+def test_killed_between_the_last_byte_and_the_rename_nothing_is_merged_again(tmp_path, monkeypatch):
+    base = make_base(tmp_path / "base", shards=3)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    merge.merge_adapter(base, adapter, tmp_path / "undisturbed", say=quiet)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", _killed_for(tmp_path / "out", Path.replace))
+        with pytest.raises(Killed):
+            merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    with monkeypatch.context() as patched:
+        patched.setattr(merge, "write_shard", _killed)
+        merge.merge_adapter(base, adapter, tmp_path / "out", say=quiet)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def _killed_for(goal: Path, replace):
+    return lambda path, target: _killed() if Path(target) == goal else replace(path, target)
