@@ -165,7 +165,7 @@ def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Pr
         path = f"handoff.licence_files.{source}"
         if source not in recipe.sources:
             yield Problem(path, text, "there is no source of this name", f"one of {', '.join(recipe.sources)}")
-        elif not (recipe.documents / text).is_file():
+        elif recipe.documents.is_dir() and not (recipe.documents / text).is_file():
             rule = f"there is no such file below {recipe.documents}"
             yield Problem(path, text, rule, f"correct the path, or leave it out with ~{path}")
     if handoff.signing_key is not None:
