@@ -1,9 +1,15 @@
 """`finetune serve` before vLLM runs: what it would type on this machine, and what it says when it cannot."""
 
+import json
+import re
+import shutil
 import socket
-import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import MODEL, make_adapter, make_base
@@ -14,9 +20,9 @@ from finetune.config.model import Model
 from finetune.errors import RecipeError
 from finetune.handoff import serving
 from finetune.memory import Gpu, Here
-from finetune.serve.ask import compare
-from finetune.serve.server import Server, find_vllm, free_port
-from finetune.serve.start import command, read_plan
+from finetune.serve.ask import chat, compare
+from finetune.serve.server import fetch, find_vllm, free_port, url_of
+from finetune.serve.start import check, command, read_plan
 
 CPU = Here(gpus=(), cores=2, memory_gib=24.0, disk_free_gib=10.0)
 
@@ -118,36 +124,66 @@ def test_a_taken_port_is_named_with_the_next_one() -> None:
             free_port("127.0.0.1", port)
 
 
-def test_a_server_that_dies_is_told_with_its_own_words(tmp_path: Path) -> None:
-    words = ["sh", "-c", "echo 'ValueError: no room for the cache'; exit 3"]
-    with (
-        (tmp_path / "log").open("w+") as log,
-        Server(words, tmp_path, host="127.0.0.1", port=9, log=log) as server,
-        pytest.raises(RecipeError, match=r"vllm=3.*no room for the cache"),
-    ):
-        server.wait()
+@pytest.mark.parametrize(
+    ("host", "reached"), [("::", "[::1]"), ("::1", "[::1]"), ("0.0.0.0", "127.0.0.1"), ("vllm.local", "vllm.local")]
+)
+def test_a_host_is_asked_where_it_can_be_reached(host: str, reached: str) -> None:
+    assert url_of(host, 8000) == f"http://{reached}:8000"
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_only_a_cpu_is_spared_the_compiler(tmp_path: Path, compiled: bool) -> None:
-    words = ["sh", "-c", "echo dynamo=$TORCHDYNAMO_DISABLE offline=$HF_HUB_OFFLINE"]
-    with (tmp_path / "log").open("w+") as log:
-        with Server(words, tmp_path, host="127.0.0.1", port=9, log=log, compiled=compiled) as server, pytest.raises(
-            RecipeError, match="it said nothing of an error"
-        ):
-            server.wait()
-        log.seek(0)
-        assert log.read() == f"dynamo={'' if compiled else '1'} offline=1\n"
+def test_ports_of_ipv6_are_looked_at_too() -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        port = taken.getsockname()[1]
+        free = port + 1 if port < 65_000 else port - 1
+        taken.listen()
+        for host in ("::", "::1"):
+            with pytest.raises(RecipeError, match=rf"--port={port}.*--port {port + 1}"):
+                free_port(host, port)
+    free_port("::", free)
+    with pytest.raises(RecipeError, match=r"--host=no such host"):
+        free_port("no such host", port)
 
 
-def test_a_server_that_ignores_sigint_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.serve.server._LAST_SECONDS", 0.5)
-    words = ["sh", "-c", "trap '' INT; echo $$ > pid; while :; do sleep 0.1; done"]
-    with Server(words, tmp_path, host="127.0.0.1", port=9, log=None):
-        while not (tmp_path / "pid").exists():
-            pass
-    pid = (tmp_path / "pid").read_text().strip()
-    assert subprocess.run(["ps", "-p", pid], capture_output=True).returncode == 1
+def test_a_quantised_sibling_is_served_by_its_name_and_only_what_the_bundle_has(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    whole = tmp_path / "bundle"
+    shutil.copytree(whole / "model", whole / "model-w4a16")
+    words = command(whole, read_plan(whole), CPU, dtype="bfloat16", base=None, weights="model-w4a16")
+    assert words[:4] == ["serve", "model-w4a16", "--served-model-name", "legal"]
+    for other in ("model-w8a8", "adapter", "../bundle/model", "Qwen/Qwen3-32B"):
+        with pytest.raises(RecipeError, match=r"--model=.*no such model.*one of model, model-w4a16"):
+            command(whole, read_plan(whole), CPU, dtype="bfloat16", base=None, weights=other)
+    with pytest.raises(RecipeError, match="--base serves adapter/"):
+        command(whole, read_plan(whole), CPU, dtype="bfloat16", base=whole / "model", weights="model-w4a16")
+    assert main(["serve", str(whole), "--model", "model-w4a16", "--check"]) == 2
+    assert "--check compares with the answers of model/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--api-key=s3cret"], ["--api_key=s3cret"], ["--api-k=s3cret"], ["--api-key s3cret"],
+              ["--api-key", "s3cret"], ["--hf-token=s3cret"]]
+)  # fmt: skip
+def test_a_key_on_the_command_line_is_refused_and_not_repeated(
+    bundle: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vllm = launcher(tmp_path / "vllm", "0.32.0")
+    assert main(["serve", str(bundle), "--vllm", str(vllm), *[f"--flag={word}" for word in words]]) == 2
+    said = capsys.readouterr()
+    assert re.search(r"export (VLLM_API_KEY|HF_TOKEN)=", said.err)
+    assert "s3cret" not in said.out + said.err
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret\n")
+    assert main(["serve", str(bundle)]) == 2
+    said = capsys.readouterr()
+    assert "VLLM_API_KEY: it holds" in said.err
+    assert "s3cret" not in said.out + said.err
 
 
 LINE = {
@@ -179,3 +215,95 @@ def test_rounding_is_told_from_a_defect(changes: dict, compared: int, word: str)
 
 def test_what_the_server_says_against_a_prompt_is_shown() -> None:
     assert "WRONG: HTTP 400" in str(compare(LINE, "HTTP 400: no template", "bfloat16", 0.15))
+
+
+def answer_of(**changes) -> bytes:
+    content = [{"logprob": value} for value in (-0.1, -0.2, -0.3)]
+    choice = {"token_ids": [5, 6, 7], "logprobs": {"content": content}, **changes}
+    return json.dumps({"prompt_token_ids": [1, 2], "choices": [choice]}).encode()
+
+
+@pytest.fixture
+def broken() -> Iterator[SimpleNamespace]:
+    """A server on 127.0.0.1 that sends `raw` to whoever asks and hangs up; `asked` holds the headers it saw."""
+    found = SimpleNamespace(raw=b"", status=200, length=None, asked=[], url="")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            found.asked.append(self.headers)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if found.status:
+                self.send_response(found.status)
+                self.send_header("Content-Length", str(found.length or len(found.raw)))
+                self.end_headers()
+                self.wfile.write(found.raw)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield found
+        server.shutdown()
+
+
+ASKED = {**LINE, "id": "golden-1", "messages": [{"role": "user", "content": "Hello"}], "tools": [], "mode": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"raw": answer_of()}, ""),
+        ({"status": 0}, "no answer: RemoteDisconnected"),
+        ({"raw": answer_of(), "length": 9_999}, "no answer: IncompleteRead"),
+        ({"raw": b"busy", "status": 503}, "HTTP 503: busy"),
+        ({"raw": b"<html>"}, "no JSON: <html>"),
+        ({"raw": b"[]"}, "no JSON object"),
+        ({"raw": b'{"choices": []}'}, "no token ids"),
+        ({"raw": answer_of(token_ids=None)}, "no token ids"),
+        ({"raw": answer_of(logprobs=None)}, "no token ids"),
+        ({"raw": answer_of(token_ids=[5, 6])}, "2 answer ids came with 3 log-probs"),
+        ({"raw": answer_of(logprobs={"content": [{"logprob": float("nan")}] * 3})}, "3 log-probs: [nan"),
+    ],
+)
+def test_what_is_no_answer_is_told_beside_its_prompt(broken: SimpleNamespace, changes: dict, word: str) -> None:
+    vars(broken).update(changes)
+    found = compare(LINE, chat(broken.url, "legal", ASKED, "bfloat16"), "bfloat16", 0.15)
+    assert word in found.problem
+    assert bool(word) == bool(found.problem)
+
+
+def test_a_server_that_is_gone_makes_the_check_fail_and_not_break(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    tolerances = {"golden": {"tolerance_nats": {"bfloat16": 0.15, "float32": 0.001}}}
+    (tmp_path / "bundle/lineage.json").write_text(json.dumps(tolerances))
+    said: list[str] = []
+    gone = "http://127.0.0.1:9"
+    assert check(gone, read_plan(bundle), [ASKED, ASKED], "bfloat16", tmp_path / "bundle", said.append) == 1
+    assert "WRONG: no answer: URLError(ConnectionRefusedError" in said[0]
+    assert "2 NOT as the bundle says" in said[2]
+
+
+def test_an_empty_golden_file_is_no_check_that_passes(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "bundle/golden.jsonl").touch()
+    assert main(["serve", str(tmp_path / "bundle"), "--check"]) == 2
+    assert "no golden prompt stands in it" in capsys.readouterr().err
+
+
+def test_the_own_machine_is_asked_past_every_proxy_and_with_the_key(
+    broken: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    broken.raw = b"{}"
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert fetch(broken.url, {}) == {}
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+    assert fetch(broken.url, {}) == {}
+    assert [headers["Authorization"] for headers in broken.asked] == [None, "Bearer s3cret"]

@@ -1,14 +1,14 @@
 """The golden prompts of a bundle, asked through /v1/chat/completions and compared token by token."""
 
 import json
-import urllib.error
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import RecipeError
-from finetune.serve.server import fetch
+from finetune.serve.server import AnswerError, fetch
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,14 @@ def read_golden(bundle: Path) -> list[dict[str, Any]]:
     file = bundle / "golden.jsonl"
     if not file.is_file():
         raise RecipeError.one(str(file), None, "there are no golden prompts to ask", "leave --check out")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    if not found:
+        raise RecipeError.one(str(file), None, "no golden prompt stands in it", "leave --check out")
+    return found
 
 
 def chat(url: str, model: str, line: Mapping[str, Any], dtype: str) -> dict[str, Any] | str:
-    """`{prompt_token_ids, token_ids, logprobs, content}` of a greedy answer, or what the server said against it."""
+    """`{prompt_token_ids, token_ids, logprobs}` of a greedy answer, or what came instead of one."""
     body: dict[str, Any] = {
         "model": model, "messages": [_as_openai(message) for message in line["messages"]], "temperature": 0.0,
         "max_tokens": len(line["expected"][dtype]["token_ids"]), "logprobs": True, "return_token_ids": True,
@@ -52,15 +55,18 @@ def chat(url: str, model: str, line: Mapping[str, Any], dtype: str) -> dict[str,
         body["chat_template_kwargs"] = {"enable_thinking": line["mode"] == "think"}
     try:
         answer = fetch(f"{url}/v1/chat/completions", body)
-    except urllib.error.HTTPError as error:
-        return f"HTTP {error.code}: {error.read(400).decode('utf-8', 'replace')}"
-    choice = answer["choices"][0]
-    return {
-        "prompt_token_ids": answer["prompt_token_ids"],
-        "token_ids": choice["token_ids"],
-        "logprobs": [token["logprob"] for token in choice["logprobs"]["content"]],
-        "content": choice["message"]["content"],
-    }
+    except AnswerError as error:
+        return str(error)
+    try:
+        (choice,) = answer["choices"]
+        prompt = [int(token) for token in answer["prompt_token_ids"]]
+        tokens = [int(token) for token in choice["token_ids"]]
+        logprobs = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
+    except (KeyError, TypeError, ValueError) as error:
+        return f"the answer holds no token ids with log-probs ({error!r}): a server or gateway that drops them?"
+    if len(logprobs) != len(tokens) or not all(map(math.isfinite, logprobs)):
+        return f"{len(tokens)} answer ids came with {len(logprobs)} log-probs: {logprobs[:4]}"
+    return {"prompt_token_ids": prompt, "token_ids": tokens, "logprobs": logprobs}
 
 
 def compare(line: Mapping[str, Any], answer: Mapping[str, Any] | str, dtype: str, tolerance: float) -> Compared:

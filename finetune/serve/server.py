@@ -1,5 +1,6 @@
 """One vLLM server as a child process: found, checked, started, waited for, and ended with whoever started it."""
 
+import http.client
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +24,13 @@ _NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
 """For CPUs: --enforce-eager alone still compiles a helper at the first request, 12 s, and needs a C++ compiler."""
 _LAST_SECONDS = 30
 """Time that vLLM has to end by itself after SIGINT."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy of the environment knows nothing of this machine's own addresses."""
+
+
+class AnswerError(Exception):
+    """What came instead of an answer: an HTTP status with the server's words, a broken connection, silence."""
 
 
 def find_vllm(given: Path | None, *, any_version: bool) -> Path:
@@ -60,33 +69,50 @@ def version_of(vllm: Path) -> str:
 
 def free_port(host: str, port: int) -> None:
     """Raise RecipeError when somebody listens there already: vLLM says so only after loading the model."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # vLLM's choice
+    try:
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+    except OSError as error:
+        rule = f"no address of this machine ({error.strerror})"
+        raise RecipeError.one("--host", host, rule, "--host 127.0.0.1") from error
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(address)
         except OSError as error:
             raise RecipeError.one(
                 "--port", port, f"{host} cannot listen there ({error.strerror})", f"--port {port + 1}"
             ) from error
 
 
+def url_of(host: str, port: int) -> str:
+    """Where a server that listens on `host` is asked from this machine."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
 class Server:
-    """`words` as a process that ends when the block does, or at SIGINT or SIGTERM to this process."""
+    """`words` as a process that ends with the block: at SIGINT, SIGTERM and SIGHUP, and when this process is killed.
+
+    SIGHUP stays ignored where it is (nohup). Only the main thread may start one: signals come to no other.
+    """
 
     def __init__(
         self, words: list[str], folder: Path, *, host: str, port: int, log: IO[str] | None, compiled: bool = True
     ) -> None:
-        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+        self.url = url_of(host, port)
         self._log = log
         self._started = time.monotonic()
         environment = {**os.environ, **_ENVIRONMENT, **({} if compiled else _NOT_COMPILED)}
+        # A shell that starts commands in the background has SIGINT ignored: it is asked for again.
+        caught = [number for number in _ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, _interrupt) for number in caught}
+        leash = [sys.executable, "-IS", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
         # A session of its own: Ctrl-C reaches this process alone, which then ends the server once.
         self._process = subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT if log else None,
+            [*leash, *words], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT if log else None,
             start_new_session=True,
         )  # fmt: skip
-        # A shell that starts commands in the background has SIGINT ignored: it is asked for again.
-        self._before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __enter__(self) -> Self:
         return self
@@ -108,11 +134,16 @@ class Server:
         """Until /health answers: (the version that the server says, seconds). RecipeError when it ended before."""
         while self._process.poll() is None:
             try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()  # noqa: S310
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                _read(f"{self.url}/health", None, 5)
+            except AnswerError:
                 time.sleep(0.3)
                 continue
-            return str(fetch(f"{self.url}/version")["version"]), time.monotonic() - self._started
+            try:
+                return str(fetch(f"{self.url}/version").get("version")), time.monotonic() - self._started
+            except AnswerError as error:
+                raise RecipeError.one(
+                    "vllm", self.url, f"it is ready and does not say its version ({error})", "read the lines of vLLM"
+                ) from error
         raise RecipeError.one(
             "vllm", self._process.returncode, "the server ended before it was ready" + self._tail(),
             "mend what its lines say; they are printed without --check",
@@ -134,11 +165,31 @@ class Server:
 
 
 def fetch(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """JSON from `url` (POST where there is a body). Raises urllib.error.HTTPError with the server's status."""
+    """A JSON object from `url` (POST where there is a body), asked with VLLM_API_KEY. Raises AnswerError."""
     data = None if body is None else json.dumps(body).encode()
+    text = _read(url, data, 600)
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise AnswerError(f"no JSON: {text[:200].decode('utf-8', 'replace')}") from error
+    if not isinstance(found, dict):
+        raise AnswerError(f"no JSON object: {text[:200].decode('utf-8', 'replace')}")
+    return found
+
+
+def _read(url: str, data: bytes | None, seconds: float) -> bytes:
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310
-        found: dict[str, Any] = json.load(answer)
+    if key := os.environ.get("VLLM_API_KEY"):
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    try:
+        try:
+            with _OPENER.open(request, timeout=seconds) as answer:
+                found: bytes = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AnswerError(f"HTTP {error.code}: {error.read(400).decode('utf-8', 'replace')}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise AnswerError(f"no answer: {error!r}") from error
     return found
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from finetune.handoff import capacity, serving
 from finetune.memory import Here, here
 from finetune.serve import ask
 from finetune.serve.server import Server, find_vllm, free_port
+from finetune.verify.bundle import models
 
 Say = Callable[[str], None]
+_SECRET = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}
+"""Flags whose values would stand in the log and in everybody's list of processes; vLLM reads these variables too."""
 _CPU_REQUESTS = 2
 """Requests of full length that the cache holds on a CPU: enough for a look, and memory for the weights remains."""
 
@@ -25,12 +30,18 @@ def run(chosen: argparse.Namespace) -> int:
     # vLLM runs inside the bundle, so that it is told `model` and not a path of this machine.
     bundle, base, log = (path and path.resolve() for path in (chosen.bundle, chosen.base, chosen.log))
     plan = read_plan(bundle)
+    no_secrets(chosen.flag)
+    if chosen.check and chosen.model != "model":
+        raise RecipeError.one(
+            "--model", chosen.model, "--check compares with the answers of model/, and rounded weights give others",
+            "leave --check or --model out; the report says what quantising cost",
+        )  # fmt: skip
     golden = ask.read_golden(bundle) if chosen.check else []
     vllm = find_vllm(chosen.vllm, any_version=chosen.any_version)
     free_port(chosen.host, chosen.port)
     dtype = chosen.dtype or plan["dtype"]
     machine = here()
-    words = command(bundle, plan, machine, dtype=dtype, base=base)
+    words = command(bundle, plan, machine, dtype=dtype, base=base, weights=chosen.model)
     words = [str(vllm), *words, "--host", chosen.host, "--port", str(chosen.port), *chosen.flag]
     say("+ " + " ".join(words))
     with tempfile.TemporaryFile("w+") if log is None else log.open("w+", encoding="utf-8") as lines:
@@ -60,13 +71,41 @@ def read_plan(bundle: Path) -> dict[str, Any]:
     return found
 
 
-def command(bundle: Path, plan: Mapping[str, Any], machine: Here, *, dtype: str, base: Path | None) -> list[str]:
-    """`serve ...` for this machine: the bundle's own arithmetic with the memory that is really there."""
-    name, model = plan["name"], bundle / "model"
+def no_secrets(flags: Sequence[str]) -> None:
+    """Refuse a key on the command line, and one in the environment that no client can send. Neither is printed."""
+    for word in flags:
+        flag = re.split(r"[=\s]", word)[0].replace("_", "-")
+        # vLLM takes the beginning of a flag for the flag.
+        for secret in [secret for secret in _SECRET if flag.startswith("--") and secret.startswith(flag)]:
+            raise RecipeError.one(
+                f"--flag={secret}", None, "its value would stand in the log and in the list of processes",
+                f"export {_SECRET[secret]}=... before the command; vLLM reads it",
+            )  # fmt: skip
+    key = os.environ.get("VLLM_API_KEY", "")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise RecipeError.one(
+            "VLLM_API_KEY", None, "it holds a space, a line end or letters beyond ASCII, which no header can",
+            'export VLLM_API_KEY="$(openssl rand -hex 24)"',
+        )  # fmt: skip
+
+
+def command(
+    bundle: Path, plan: Mapping[str, Any], machine: Here, *, dtype: str, base: Path | None, weights: str = "model"
+) -> list[str]:
+    """`serve ...` for this machine: the bundle's own arithmetic with the memory that is really there.
+
+    `weights` is the folder that is served, `model` or a quantised sibling; an adapter (`base`) stands on none of them.
+    """
+    known = [path.name for path in models(bundle)]
+    if weights not in known:
+        raise RecipeError.one("--model", weights, "this bundle has no such model", f"one of {', '.join(known)}")
+    if base is not None and weights != "model":
+        raise RecipeError.one("--model", weights, "--base serves adapter/, not this", "leave one of the two out")
+    name, model = plan["name"], bundle / weights
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     length = max([setup["max_model_len"] for setup in plan["setups"] if not setup["problem"]], default=1024)
     if base is None:
-        words = ["serve", "model", *serving.flags(name, dtype)]
+        words = ["serve", weights, *serving.flags(name, dtype)]
     elif plan["adapter"]["problem"]:
         raise RecipeError.one("--base", str(base), plan["adapter"]["problem"], "serve model/: leave --base out")
     elif not (base / "config.json").is_file():
@@ -83,8 +122,8 @@ def command(bundle: Path, plan: Mapping[str, Any], machine: Here, *, dtype: str,
     card = capacity.Card(
         smallest.name, smallest.memory_gib, like.reserve_gib, like.max_num_seqs, like.max_num_batched_tokens
     )
-    weights = capacity.weight_bytes(model) * (2 if dtype == "float32" and plan["dtype"] == "bfloat16" else 1)
-    found = capacity.layout(config, weights, gpus=len(machine.gpus), card=card, max_model_len=length, dtype=dtype)
+    held = capacity.weight_bytes(model) * (2 if dtype == "float32" and plan["dtype"] == "bfloat16" else 1)
+    found = capacity.layout(config, held, gpus=len(machine.gpus), card=card, max_model_len=length, dtype=dtype)
     if found.problem:
         raise RecipeError.one(str(bundle), len(machine.gpus), found.problem, "more GPUs, or a quantised model")
     return [*words, *serving.gpu_flags(found)]
@@ -122,4 +161,6 @@ def _cpu_flags(config: Mapping[str, Any], dtype: str, length: int) -> list[str]:
 
 def _curl(url: str, name: str) -> str:
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64})
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\nCtrl-C ends the server."
+    key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if os.environ.get("VLLM_API_KEY") else ""
+    asked = f"curl --noproxy '*' {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
+    return f"{asked}\nCtrl-C ends the server."
