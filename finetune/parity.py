@@ -38,10 +38,24 @@ def logits_of(model: Any, prompts: Tokens, answers: Tokens, batch_tokens: int = 
         ids = torch.tensor([texts[row] + [0] * (longest - len(texts[row])) for row in rows], device=model.device)
         with torch.inference_mode():
             hidden = core.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            for place, row in enumerate(rows):
-                end = len(texts[row])
-                logits = core.get_output_embeddings()(hidden[place, end - len(answers[row]) : end])
-                yield logits.float()
+            spans = [
+                hidden[place, len(texts[row]) - len(answers[row]) : len(texts[row])] for place, row in enumerate(rows)
+            ]
+            for some in _together(spans):
+                logits = core.get_output_embeddings()(torch.cat(some)).float()
+                yield from logits.split([len(span) for span in some])
+
+
+def _together(spans: "Sequence[torch.Tensor]") -> "Iterator[list[torch.Tensor]]":
+    """Spans for one product with the head: BASES reads that matrix from disk each time."""
+    some: list[torch.Tensor] = []
+    for span in spans:
+        if some and sum(map(len, some)) + len(span) > _POSITIONS:
+            yield some
+            some = []
+        some.append(span)
+    if some:
+        yield some
 
 
 def _neighbours(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -91,8 +105,7 @@ def compare(
             for position in torch.nonzero(~same).flatten().tolist():
                 first, second = best[position].tolist()
                 entry = {"id": name, "position": position, "margin_nats": round(first - second, 5)}
-                near = first - second <= _NEAR_TIE_STEPS * _step(first, dtype)
-                (near_ties if near else disagreements).append(entry)
+                (near_ties if near_tie(first, second, dtype) else disagreements).append(entry)
         assert not handle.read(1), "the two models were not asked the same positions"
     if not all(bool(torch.isfinite(kl).all()) for kl in kls):
         raise RecipeError.one(
@@ -128,8 +141,10 @@ def _figures(rows: Sequence[int], kls: "list[torch.Tensor]", agreed: "list[torch
     }
 
 
-def _step(logit: float, dtype: str) -> float:
-    """Distance from `logit` to the next number that `dtype` can hold."""
+def near_tie(first: float, second: float, dtype: str, *, tolerance: float = 0.0) -> bool:
+    """Whether rounding decides between the two best logits: at most _NEAR_TIE_STEPS from the best to the next number
+    that `dtype` can hold lie between them, or `tolerance` nats, what another implementation may be off."""
     import torch
 
-    return float(torch.finfo(getattr(torch, dtype)).eps * 2.0 ** math.floor(math.log2(max(abs(logit), 1e-30))))
+    step = float(torch.finfo(getattr(torch, dtype)).eps) * 2.0 ** math.floor(math.log2(max(abs(first), 1e-30)))
+    return first - second <= max(tolerance, _NEAR_TIE_STEPS * step)

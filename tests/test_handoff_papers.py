@@ -14,11 +14,11 @@ from test_handoff import bundle, hand_over, made, publish, quiet  # noqa: F401 -
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune import handoff as stage
-from finetune import signing
+from finetune import parity, signing
 from finetune.artifacts import Artifact, hash_file
 from finetune.config.recipe import without_places
 from finetune.errors import RecipeError
-from finetune.handoff import bom, golden
+from finetune.handoff import bom, golden, rollback
 from finetune.handoff.lineage import bundle_id
 from finetune.handoff.publish import newest
 from finetune.handoff.publish import publish as hand_out
@@ -93,10 +93,13 @@ def test_an_invented_prompt_is_the_tasks_own_template_in_other_words(made):  # n
     assert "{" not in first
 
 
-def test_a_margin_that_rounding_can_turn_is_a_near_tie():
-    assert golden.near_tie(20.0, "bfloat16") == pytest.approx(0.25)
-    assert golden.near_tie(100.0, "bfloat16") == pytest.approx(1.0), "two steps of a bfloat16 between 64 and 128"
-    assert golden.near_tie(20.0, "float32") == pytest.approx(1e-3)
+def test_a_margin_that_rounding_can_turn_is_a_near_tie_by_one_rule_for_proof_and_golden_prompts():
+    for first, margin, dtype in ((20.0, 0.25, "bfloat16"), (100.0, 1.0, "bfloat16"), (1.0, 2**-22, "float32")):
+        assert parity.near_tie(first, first - margin, dtype), "two steps of a bfloat16 between 64 and 128 are 1"
+        assert not parity.near_tie(first, first - 1.01 * margin - 1e-7, dtype)
+    assert not parity.near_tie(20.0, 20.0 - 9e-4, "float32")
+    assert parity.near_tie(20.0, 20.0 - 9e-4, "float32", tolerance=golden.TOLERANCE["float32"])
+    assert golden.near_tie is parity.near_tie
 
 
 # --- the same bytes --------------------------------------------------------------------------------------------------
@@ -227,7 +230,35 @@ def test_a_later_bundle_says_what_changed_since_the_one_before(bundle, made, tmp
     assert "| adapter |" not in text, "the adapter is the same one"
     assert "chat template is the same" in text
     assert "handoff-old" in text
+    assert "not recorded" not in text
     assert str(tmp_path) not in text
+
+
+OLDER = {
+    "an empty lineage": lambda b: (b / "lineage.json").write_text("{}"),
+    "a torn lineage": lambda b: (b / "lineage.json").write_text('{"recipe": "le'),
+    "no lineage": lambda b: (b / "lineage.json").unlink(),
+    "an empty report": lambda b: (b / "report.json").write_text("{}"),
+    "a torn report": lambda b: (b / "report.json").write_bytes(b"\xff\xfe"),
+    "a report of another kind": lambda b: (b / "report.json").write_text('{"tasks": [7, {}], "parity": 1}'),
+    "no report": lambda b: (b / "report.json").unlink(),
+    "a torn config": lambda b: (b / "config.yaml").write_text("{a: ["),
+    "no config": lambda b: (b / "config.yaml").unlink(),
+}
+
+
+@pytest.mark.parametrize("spoil", OLDER.values(), ids=OLDER.keys())
+def test_what_an_older_or_torn_bundle_lacks_is_said_to_be_not_recorded(bundle, tmp_path, spoil):  # noqa: F811
+    old = tmp_path / "handoff-old/bundle"
+    old.mkdir(parents=True)
+    for name in ("lineage.json", "report.json", "config.yaml"):
+        shutil.copy(bundle / name, old / name)
+    assert "not recorded" not in rollback.render(bundle, old)
+    spoil(old)
+    text = rollback.render(bundle, old)
+    assert "not recorded" in text
+    assert "chat template is another" not in text
+    assert "handoff-old" in text
 
 
 # --- quantised siblings ----------------------------------------------------------------------------------------------

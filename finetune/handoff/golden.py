@@ -7,7 +7,6 @@ filled with made-up words, and general questions.
 
 import gc
 import json
-import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from finetune.config.model import Model
 from finetune.corpus.records import Chat, Message, Mode, write_line
 from finetune.exact import compute_in_float32
 from finetune.generate import generate
-from finetune.parity import logits_of
+from finetune.parity import logits_of, near_tie
 from finetune.shards import read_header, shard_names
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 """Largest difference of one log-prob that another implementation may show, in nats. Measured between vLLM 0.32 on CPU
 and transformers 5.23: below 1e-4 in float32; in bfloat16 up to 0.05, and 0.22 on a model with absurdly large logits."""
 _BATCH_TOKENS = 4096
-_NEAR_TIE_STEPS = 2
-"""Two best logits within so many steps of the number format: rounding decides (as in finetune.parity)."""
 _FILE = ".golden.json"
 _INVENTED = {"en": "invented {name} no. {number}, found in no record", "zh": "虚构的{name}第{number}号,不在任何记录中"}
 _GENERAL: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -195,19 +192,10 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], chat: ChatFormat, dtype:
         taken = logits.gather(1, chosen)[:, 0].tolist()
         near = [
             place for place, ((first, second), ours) in enumerate(zip(best, taken, strict=True))
-            if ours < first or first - second <= near_tie(first, dtype)
+            if ours < first or near_tie(first, second, dtype, tolerance=TOLERANCE[dtype])
         ]  # fmt: skip
         found.append({
             "token_ids": list(answer), "logprobs": [round(value, 5) for value in logprobs],
             "margins": [round(first - second, 5) for first, second in best], "near_ties": near,
         })  # fmt: skip
     return found
-
-
-def near_tie(logit: float, dtype: str) -> float:
-    """A margin in nats at which another implementation may take the other token: what a log-prob may be off, or two
-    steps of the number format at this logit."""
-    import torch
-
-    step = torch.finfo(getattr(torch, dtype)).eps * 2.0 ** math.floor(math.log2(max(abs(logit), 1e-30)))
-    return max(TOLERANCE[dtype], _NEAR_TIE_STEPS * float(step))

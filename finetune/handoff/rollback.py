@@ -1,7 +1,7 @@
 """ROLLBACK.md: what is different from the bundle before, and how to go back to it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,7 @@ def render(bundle: Path, previous: Path | None) -> str:
         "2. Start its own `serve/` commands, or `finetune serve BUNDLE`, beside the running server.",
         "3. Ask its `golden.jsonl`: the tokens have to be those that stand there.",
         "4. Send the traffic there, then stop the server of this bundle. Clients change nothing"
-        + (": the chat template is the same." if _same(now.template, before.template) else
-           "; the chat template is another one, so prompts of both must not share a cache."), "",
+        + _template_advice(now.template, before.template), "",
         _adapter_advice(now, before), "",
         "## What is different", "",
         *_table("Digests", ("", "before", "now"), _digests(before, now)),
@@ -47,28 +46,57 @@ def render(bundle: Path, previous: Path | None) -> str:
 
 
 class _Bundle:
-    """What ROLLBACK.md reads of one bundle; an older one may not have recorded everything."""
+    """What ROLLBACK.md reads of one bundle; an older or a torn one may lack any of it, which must end no HANDOFF."""
 
     def __init__(self, folder: Path) -> None:
-        self.lineage: Mapping[str, Any] = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
-        self.report: Mapping[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        self.config: Mapping[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        self.id = bundle_id(folder)
-        self.name = str(self.lineage["recipe"])
-        self.base = str(self.lineage["base"]["name"])
-        self.template = self.lineage.get("template", {}).get("sha256")
-        self.adapter = self.lineage["merge"]["adapter_sha256"]
+        self.lineage = _read(folder / "lineage.json", json.loads)
+        self.report = _read(folder / "report.json", json.loads)
+        self.config = _read(folder / "config.yaml", yaml.safe_load)
+        try:
+            self.id = bundle_id(folder)
+        except OSError:
+            self.id = "not recorded"
+        self.name = _at(self.lineage, "recipe") or "not recorded"
+        self.base = _at(self.lineage, "base", "name") or "not recorded"
+        self.base_digest = _at(self.lineage, "base", "digest")
+        self.template = _at(self.lineage, "template", "sha256")
+        self.adapter = _at(self.lineage, "merge", "adapter_sha256")
+        self.tasks = {str(task.get("name")): task for task in _entries(self.report, "tasks")}
+        perplexity = _at(self.report, "general", "perplexity_tuned")
+        self.perplexity: Mapping[str, Any] = perplexity if isinstance(perplexity, dict) else {}
 
-    def stage(self, name: str, key: str) -> str | None:
+    def stage(self, name: str, key: str) -> Any:
         """`digest` of a stage, or of one of its inputs (`documents`)."""
-        for stage in self.lineage["stages"]:
-            if stage["stage"] == name:
-                return stage["digest"] if key == "digest" else stage["inputs"].get(key)
+        for stage in _entries(self.lineage, "stages"):
+            if stage.get("stage") == name:
+                return _at(stage, "digest") if key == "digest" else _at(stage, "inputs", key)
         return None
 
 
+def _read(file: Path, parse: Callable[[str], Any]) -> Any:
+    """What stands in `file`, None where that cannot be read."""
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """`value[key][key]...`, None where it was not recorded."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _entries(value: Any, key: str) -> list[dict[str, Any]]:
+    found = _at(value, key)
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
 def _adapter_advice(now: _Bundle, before: _Bundle) -> str:
-    if now.lineage["base"]["digest"] != before.lineage["base"]["digest"]:
+    if now.base_digest is None or before.base_digest is None:
+        return "Whether both have the same base is not recorded: load no adapter of one on the base of the other."
+    if now.base_digest != before.base_digest:
         return "The base is another one: the adapter of one bundle does not fit the base of the other."
     return (
         "Where adapters are served on their base (`--enable-lora`), both have the same base: load the other bundle's\n"
@@ -77,31 +105,31 @@ def _adapter_advice(now: _Bundle, before: _Bundle) -> str:
 
 
 def _digests(before: _Bundle, now: _Bundle) -> Iterator[tuple[str, Any, Any]]:
-    yield "base", before.lineage["base"]["digest"], now.lineage["base"]["digest"]
+    yield "base", before.base_digest, now.base_digest
     yield "documents", before.stage("prepare", "documents"), now.stage("prepare", "documents")
     yield "prepared data", before.stage("prepare", "digest"), now.stage("prepare", "digest")
     yield "adapter", before.adapter, now.adapter
     yield "merged model", before.stage("merge", "digest"), now.stage("merge", "digest")
     yield "chat template", before.template, now.template
-    yield "code", before.lineage["code"]["commit"], now.lineage["code"]["commit"]
+    yield "code", *(_at(side.lineage, "code", "commit") for side in (before, now))
 
 
 def _results(before: _Bundle, now: _Bundle) -> Iterator[tuple[str, Any, Any]]:
-    earlier = {task["name"]: task for task in before.report["tasks"]}
-    later = {task["name"]: task for task in now.report["tasks"]}
-    for name in dict.fromkeys([*earlier, *later]):
-        metric = (later.get(name) or earlier[name])["metric"]
-        rows = [task.get(name, {}).get("n") for task in (earlier, later)]
-        label = f"{name}, {metric}, on {rows[0]} and {rows[1]} rows"
-        yield label, _rounded(earlier.get(name, {}).get("tuned")), _rounded(later.get(name, {}).get("tuned"))
-    kinds = [report["general"]["perplexity_tuned"] for report in (before.report, now.report)]
-    for kind in dict.fromkeys([*kinds[0], *kinds[1]]):
-        yield f"perplexity of {kind}", _rounded(kinds[0].get(kind)), _rounded(kinds[1].get(kind))
-    yield "mean KL to the adapter", *(_rounded(side.report["parity"]["kl_mean"]) for side in (before, now))
-    yield "verdict", before.report["verdict"]["status"], now.report["verdict"]["status"]
+    for name in dict.fromkeys([*before.tasks, *now.tasks]):
+        sides = [side.tasks.get(name, {}) for side in (before, now)]
+        metric = sides[1].get("metric") or sides[0].get("metric")
+        label = f"{name}, {metric}, on {sides[0].get('n', '?')} and {sides[1].get('n', '?')} rows"
+        yield label, *(_rounded(side.get("tuned")) for side in sides)
+    for kind in dict.fromkeys([*before.perplexity, *now.perplexity]):
+        yield f"perplexity of {kind}", *(_rounded(side.perplexity.get(kind)) for side in (before, now))
+    yield "mean KL to the adapter", *(_rounded(_at(side.report, "parity", "kl_mean")) for side in (before, now))
+    yield "verdict", *(_at(side.report, "verdict", "status") for side in (before, now))
 
 
 def _config(before: _Bundle, now: _Bundle) -> Iterator[tuple[str, Any, Any]]:
+    if not isinstance(before.config, dict) or not isinstance(now.config, dict):
+        yield "all", *("see config.yaml" if isinstance(side.config, dict) else None for side in (before, now))
+        return
     earlier, later = dict(_flat(before.config)), dict(_flat(now.config))
     for key in dict.fromkeys([*earlier, *later]):
         if earlier.get(key) != later.get(key):
@@ -149,5 +177,10 @@ def _rounded(value: Any) -> Any:
     return round(float(value), 4) if isinstance(value, int | float) else None
 
 
-def _same(one: Any, other: Any) -> bool:
-    return one is not None and one == other
+def _template_advice(now: Any, before: Any) -> str:
+    if now is not None and now == before:
+        return ": the chat template is the same."
+    found = "whether the chat template is the same is not recorded" if None in (now, before) else (
+        "the chat template is another one"
+    )  # fmt: skip
+    return f"; {found}, so prompts of both must not share a cache."
