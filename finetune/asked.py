@@ -38,6 +38,13 @@ class Asked:
         asked.sort(key=lambda pair: len(pair[0]))
         return cls([row for _, row in asked], [prompt for prompt, _ in asked], chat)
 
+    def within(self, tokens: int) -> "Asked":
+        """The shortest prompts, as many as pass through a model together in `tokens` places with their answers and
+        padding; at least one."""
+        lengths = [len(prompt) + LONGEST_ANSWER for prompt in self.prompts]
+        count = max([1, *(count for count, longest in enumerate(lengths, start=1) if count * longest <= tokens)])
+        return Asked(self.rows[:count], self.prompts[:count], self.chat)
+
     @property
     def ids(self) -> list[str]:
         return [row.id for row in self.rows]

@@ -29,9 +29,10 @@ from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED, RoundTrip
 
 Say = Callable[[str], None]
 _PROMPTS = 24
-"""The two bases differ by a factor, not by a few per cent: a sample is enough, PROOF asks more."""
-BATCH_TOKENS = 4096
-"""Tokens that pass through the model together, so that a matrix is read once for all of them."""
+"""At most. The two bases differ by a factor, not by a few per cent: a sample is enough, PROOF asks more."""
+BATCH_TOKENS = 16384
+"""All prompts pass through the model together: a candidate's matrix is read, quantised and merged once, which is hours
+at 32 billion parameters if it has to be done for every batch."""
 
 
 class Config(Section):
@@ -52,7 +53,7 @@ def run(
     settings = Config.model_validate(config)
     set_threads(machine)
     device = device_of(machine)
-    asked = Asked.choose(prepared, base, _PROMPTS)
+    asked = Asked.choose(prepared, base, _PROMPTS).within(BATCH_TOKENS)
     model = load_adapter(load_base(base, settings.model, settings.method, device=device), adapter)
     trip = check_recorded(RoundTrip.of(adapter.facts), RoundTrip.seen(model), adapter)
 

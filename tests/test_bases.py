@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import MODEL, make_adapter, make_base, weights
 
-from finetune import artifacts, asked, bases, merge, proof, sft
+from finetune import artifacts, asked, bases, exact, merge, proof, sft
 from finetune.artifacts import Artifact
 from finetune.base import load_base
 from finetune.config import load
@@ -79,6 +80,27 @@ def test_the_closer_base_is_taken_and_both_are_told(tmp_path: Path, made: dict[s
     assert (written["base_used"], written["bases"]) == (ROUND_TRIPPED, found["bases"])
     assert "measured" not in written["base_chosen_because"]
     assert "as it is" in written["base_chosen_because"]
+
+
+def test_each_matrix_of_a_candidate_is_made_once_for_all_prompts(
+    tmp_path: Path, made: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 32B one pass over the candidate's matrices is 65 GB of reading and most of an hour of quantising."""
+    read, whole = Counter[str](), exact._Plan.read
+    monkeypatch.setattr(exact._Plan, "read", lambda plan, name: (read.update([name]), whole(plan, name))[1])
+    found = measure(tmp_path / "out", made)
+    assert found["n_prompts"] == len(QUESTIONS)
+    assert set(read.values()) == {2}  # two candidates
+    assert len(read) > 14
+
+
+def test_the_longest_prompts_are_left_out_where_one_batch_does_not_hold_them(made: dict[str, Artifact]) -> None:
+    every = asked.Asked.choose(made["prepared"], made["base"], 24)
+    longest = max(map(len, every.prompts)) + asked.LONGEST_ANSWER
+    assert every.within(len(QUESTIONS) * longest) == every
+    fewer = every.within(len(QUESTIONS) * longest - 1)
+    assert fewer.prompts == every.prompts[:-1]
+    assert len(every.within(1).prompts) == 1
 
 
 def test_merge_follows_the_measure_also_where_the_base_as_it_is_won(tmp_path: Path, made: dict[str, Artifact]) -> None:
