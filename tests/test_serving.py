@@ -225,8 +225,8 @@ def test_control_tokens_are_named_for_the_input_filter(checkpoint: Path, adapter
 
 LIMITS = (
     Alerts(),
-    Alerts(first_token_p95_seconds=0.5, answer_p95_seconds=240, token_p95_seconds=0.02, waiting_max=0,
-           kv_cache_share_max=0.5, failed_share_max=0.1, silent_minutes=None),
+    Alerts(job="gpu-farm/legal:8000", first_token_p95_seconds=0.5, answer_p95_seconds=240, token_p95_seconds=0.02,
+           waiting_max=0, kv_cache_share_max=0.5, failed_share_max=0.1, silent_minutes=None),
 )  # fmt: skip
 
 
@@ -273,6 +273,23 @@ def test_each_rule_is_held_by_a_test_that_can_fail(checkpoint: Path, adapter: Pa
         (folder / "alerts.yml").write_text(yaml.safe_dump({"groups": groups}, width=200))
         said = promtool(folder)
         assert set(re.findall(r"alertname: (\w+)", said.stdout + said.stderr)) == changed, how
+
+
+def test_errors_are_counted_of_the_job_that_the_page_tells_to_scrape(
+    checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    for number, (limits, job) in enumerate([(Alerts(), "legal"), (Alerts(job="farm"), "farm")]):
+        folder = written(tmp_path / str(number), checkpoint, adapter, limits=limits)
+        rules = yaml.safe_load((folder / "alerts.yml").read_text())["groups"][0]["rules"]
+        shared = [rule["expr"] for rule in rules if "http_requests_total" in rule["expr"] or "absent" in rule["expr"]]
+        assert len(shared) == 2
+        for expression in shared:
+            named = re.findall(r"(?:http_requests_total|num_requests_running)\{([^}]*)\}", expression)
+            assert named
+            assert all(f'job="{job}"' in labels for labels in named)
+        assert f"- job_name: {job}\n" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="job"):
+        Alerts(job='a"} or vector(1) #')
 
 
 def test_rules_read_the_names_of_older_servers_too() -> None:

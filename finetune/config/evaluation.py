@@ -46,6 +46,8 @@ class Privacy(Section):
 class Alerts(Section):
     """Thresholds of the Prometheus rules in the bundle's serve/alerts.yml, each held for five minutes."""
 
+    job: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:-]+$")] | None = None
+    """`job_name` under which the serving team's Prometheus scrapes this model; null: the recipe's `name`."""
     first_token_p95_seconds: Annotated[float, Field(gt=0, le=640)] = 2.5
     """95 % of the requests see their first token sooner (best one of vLLM's bucket bounds: 1, 2.5, 5, 7.5, 10, 20)."""
     answer_p95_seconds: Annotated[float, Field(gt=0, le=1920)] = 60.0

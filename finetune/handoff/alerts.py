@@ -41,7 +41,10 @@ class _Rule:
 
 
 def rules(name: str, limits: Alerts) -> dict[str, Any]:
-    """alerts.yml for a server whose --served-model-name is `name` (`name-base` where the adapter is served)."""
+    """alerts.yml for a server whose --served-model-name is `name` (`name-base` where the adapter is served).
+
+    What names no model is read of the scrape job `limits.job`, or `name`: a Prometheus is shared by many services.
+    """
     return {
         "groups": [
             {
@@ -92,6 +95,7 @@ def _expected(name: str, rule: _Rule, case: _Case) -> list[dict[str, Any]]:
 def _rules(name: str, limits: Alerts) -> list[_Rule]:
     ours = f'model_name=~"{name}(-base)?"'
     labels = f'engine="0",model_name="{name}"'
+    job = limits.job or name
     found = [
         _slow(
             "VllmFirstTokenSlow", ("vllm:time_to_first_token_seconds",), limits.first_token_p95_seconds, name,
@@ -136,35 +140,39 @@ def _rules(name: str, limits: Alerts) -> list[_Rule]:
         ),
         _Rule(
             "VllmServerErrors", "critical",
-            'sum(rate(http_requests_total{handler=~"/v1/.*",status="5xx"}[5m]))'
-            f' / sum(rate(http_requests_total{{handler=~"/v1/.*"}}[5m])) > {limits.failed_share_max}',
-            f"More than {limits.failed_share_max:.1%} of the HTTP requests ended with a status of 500 or above.",
+            f'sum(rate(http_requests_total{{job="{job}",handler=~"/v1/.*",status="5xx"}}[5m]))'
+            f' / sum(rate(http_requests_total{{job="{job}",handler=~"/v1/.*"}}[5m])) > {limits.failed_share_max}',
+            f"More than {limits.failed_share_max:.1%} of the HTTP requests to job {job} ended with 500 or above.",
             "Read the server's log; restart it, or go back as ROLLBACK.md says.",
             tuple(
-                _Case(
-                    {
-                        'http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"}': "0+1000x40",
-                        'http_requests_total{handler="/v1/chat/completions",method="POST",status="5xx"}': (
-                            f"0+{failed}x40"
-                        ),
-                    },
-                    fires,
-                )
+                _Case({**_requests(job, 1000, failed), **_requests(f"{job}-of-another-team", *others)}, fires)
                 for failed, fires in _around(1000, limits.failed_share_max)
+                # A neighbour without errors hides none of ours, and a broken one is not ours to mend.
+                for others in ((9_000_000, 0), (0, 9_000_000))
             ),
         ),
         _Rule(
-            "VllmGone", "critical", f"absent(vllm:num_requests_running{{{ours}}})",
-            "No server shows metrics for this model: it is down, or Prometheus does not reach it.",
-            "Ask /health; start serve/gpus-N.sh again.",
+            "VllmGone", "critical", f'absent(sum(vllm:num_requests_running{{job="{job}",{ours}}}))',
+            f"No server of job {job} shows metrics for this model: it is down, Prometheus does not reach it, or"
+            " calls the job otherwise.",
+            "Ask /health; start serve/gpus-N.sh again. Another job_name: handoff.alerts.job in the recipe names it.",
             (
-                _Case({'vllm:num_requests_running{engine="0",model_name="another"}': "0x40"}, True),
-                _Case({f"vllm:num_requests_running{{{labels}}}": "0x40"}, False),
-                _Case({f'vllm:num_requests_running{{engine="0",model_name="{name}-base"}}': "0x40"}, False),
+                _Case({f'vllm:num_requests_running{{job="{job}",engine="0",model_name="another"}}': "0x40"}, True),
+                _Case({f'vllm:num_requests_running{{job="{job}-renamed",{labels}}}': "0x40"}, True),
+                _Case({f'vllm:num_requests_running{{job="{job}",{labels}}}': "0x40"}, False),
+                _Case({f'vllm:num_requests_running{{job="{job}",engine="0",model_name="{name}-base"}}': "0x40"}, False),
             ),
         ),
     ]  # fmt: skip
     return [*found, _silent(ours, labels, limits.silent_minutes)] if limits.silent_minutes else found
+
+
+def _requests(job: str, good: int, failed: int) -> dict[str, str]:
+    at = f'job="{job}",handler="/v1/chat/completions",method="POST"'
+    return {
+        f'http_requests_total{{{at},status="2xx"}}': f"0+{good}x40",
+        f'http_requests_total{{{at},status="5xx"}}': f"0+{failed}x40",
+    }
 
 
 def _cache(ours: str, labels: str, limits: Alerts) -> _Rule:

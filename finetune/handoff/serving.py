@@ -48,7 +48,7 @@ def write(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, autoescape=False,  # noqa: S701
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     ).get_template("serving.md.jinja")  # fmt: skip
-    shown = template.render(plan=plan, model=model, rules=rules["groups"][0]["rules"])
+    shown = template.render(plan=plan, model=model, job=alerts.job or name, rules=rules["groups"][0]["rules"])
     write_whole(folder / "README.md", shown)
 
 
