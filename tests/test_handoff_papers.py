@@ -18,7 +18,7 @@ from finetune import parity, signing
 from finetune.artifacts import Artifact, hash_file
 from finetune.config.recipe import without_places
 from finetune.errors import RecipeError
-from finetune.handoff import bom, golden, rollback
+from finetune.handoff import bom, golden, lineage, rollback
 from finetune.handoff.lineage import bundle_id
 from finetune.handoff.publish import newest
 from finetune.handoff.publish import publish as hand_out
@@ -114,6 +114,20 @@ def test_two_builds_of_one_bundle_differ_in_the_signature_alone(bundle, made, tm
         signing.sign(folder, private)
     one, other = files_of(first), files_of(second)
     assert {name for name in one if one[name] != other[name]} == {"model.sig"}, "ECDSA draws a random number"
+
+
+def test_another_machine_and_commit_change_the_lineage_and_the_papers_made_from_it_alone(
+    bundle, made, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    here = lineage.environment()
+    there = here | {"cpu": "another", "packages": here["packages"] | {"torch": "9.9"}}
+    monkeypatch.setattr(lineage, "_checkout", lambda: {"commit": "c" * 40, "dirty": False})
+    one, other = files_of(bundle), files_of(hand_over(made, tmp_path / "out", run_facts={"environment": there}))
+    assert one.keys() == other.keys()
+    assert {name for name in one if one[name] != other[name]} == {
+        "lineage.json", "report.json", "report.html", "REPORT.md", "README.md", "ROLLBACK.md", "bom.cdx.json",
+        "SHA256SUMS",
+    }  # fmt: skip
 
 
 def test_killed_after_the_golden_answers_the_stage_goes_on_to_the_same_bytes(

@@ -1,7 +1,8 @@
 """Stage HANDOFF: the bundle that a serving team receives. docs/bundle.md says what each of its files is for.
 
-A bundle whose gates failed is not made, unless somebody accepts it by name and with a reason. The same inputs and the
-same `run_facts` give the same bytes; the signature, which is random by its nature, is added after this stage.
+A bundle whose gates failed is not made, unless somebody accepts it by name and with a reason. The same inputs and
+`run_facts` give the same bytes on one machine with the same packages and the same commit: hardware, versions and commit
+stand in the lineage and the papers made from it. The signature, random by its nature, is added after this stage.
 """
 
 import json
