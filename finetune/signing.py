@@ -40,29 +40,51 @@ class PublicKey:
 
 
 def keygen(folder: Path, *, demo: bool = False) -> tuple[Path, Path]:
-    """Write `signing.key` (mode 0600, the secret) and `signing.pub` into `folder`; raises RecipeError where one exists.
+    """Write `signing.key` (mode 0600, the secret) and `signing.pub` into `folder`; raises RecipeError where a pair is.
 
-    The curve is P-256. A `demo` pair says so in its own text, and so does every signature made with it.
+    The curve is P-256. A `demo` pair says so in its own text, and so does every signature made with it. A secret key
+    that stands alone, as after a kill, is kept and gets its public half.
     """
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     private, public = folder / PRIVATE, folder / PUBLIC
-    for path in (private, public):
-        if path.exists():
-            raise RecipeError.one(
-                str(path), None, "there is a key already, and nothing signed with it could be verified without it",
-                "give another folder, or move the old pair away",
-            )  # fmt: skip
-    key = ec.generate_private_key(ec.SECP256R1())
+    alone = not public.exists() and _of_kind(private, demo=demo)
+    if not alone and (private.exists() or public.exists()):
+        raise RecipeError.one(
+            str(private if private.exists() else public), None,
+            "there is a key already, and nothing signed with it could be verified without it",
+            "give another folder, or move the old pair away",
+        )  # fmt: skip
     note = f"{_DEMO}\n".encode() if demo else b""
     folder.mkdir(parents=True, exist_ok=True)
-    secret = note + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
-        handle.write(secret)
-    public.write_bytes(note + _pem(key.public_key()))
-    public.chmod(0o644)
+    if not alone:
+        key = ec.generate_private_key(ec.SECP256R1())
+        _write(private, note + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    _write(public, note + _pem(load_private(private).public_key()), mode=0o644)
     return private, public
+
+
+def _of_kind(private: Path, *, demo: bool) -> bool:
+    """Whether a secret key can be read there, and is one for demonstrations exactly if `demo`."""
+    try:
+        load_private(private)
+    except RecipeError:
+        return False
+    return is_demo(private) == demo
+
+
+def _write(file: Path, content: bytes, *, mode: int | None = None) -> None:
+    """All of `file` or none of it; nobody else may read it before the last byte, nor then without a `mode`."""
+    fresh = file.with_name(f".{file.name}.writing")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    if mode is not None:
+        fresh.chmod(mode)
+    fresh.replace(file)
 
 
 def is_demo(private_key: Path) -> bool:
@@ -74,7 +96,7 @@ def sign(directory: Path, private_key: Path) -> Path:
     """Sign every file of `directory` and write `model.sig` into it, replacing another. Reads every byte."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    key = _load_private(private_key)
+    key = load_private(private_key)
     if links := [str(path) for path in directory.rglob("*") if path.is_symlink()]:
         rule = "a link is not signed, since no reader follows it"
         raise RecipeError.one(str(directory), links[:3], rule, "put the file itself there")
@@ -120,7 +142,7 @@ def signed_with(directory: Path, private_key: Path) -> bool:
         envelope, hint = _read(directory / SIGNATURE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not one of ours to the byte
         return False
-    public = _load_private(private_key).public_key()
+    public = load_private(private_key).public_key()
     return hint == _hint(public) and _valid(public, envelope)
 
 
@@ -256,13 +278,17 @@ def _valid(key: "EllipticCurvePublicKey", envelope: _Envelope) -> bool:
     return True
 
 
-def _load_private(file: Path) -> "EllipticCurvePrivateKey":
+def load_private(file: Path) -> "EllipticCurvePrivateKey":
+    """The key to sign with (PEM, no password, P-256, P-384 or P-521); raises RecipeError where the file holds none, and
+    repeats nothing of what it holds."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         key = load_pem_private_key(file.read_bytes(), password=None)
+    except FileNotFoundError:
+        raise RecipeError.one("handoff.signing_key", str(file), "there is no such file", _KEYGEN) from None
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # never the text of the file
         raise RecipeError.one(
             "handoff.signing_key", str(file), f"no private key can be read there ({type(error).__name__})",

@@ -155,6 +155,47 @@ def test_the_secret_key_is_private_kept_and_never_told(folder, tmp_path, capsys)
     assert private.read_bytes() == before
 
 
+@pytest.mark.parametrize("demo", [False, True])
+def test_a_keygen_that_was_killed_anywhere_is_done_again_with_a_pair_that_fits(folder, tmp_path, monkeypatch, demo):
+    for instant in range(4):
+        keys, calls = tmp_path / f"keys{instant}", []
+
+        def dying(real, calls=calls, instant=instant):
+            def call(*words: object, **how: bool) -> object:
+                calls.append(words)
+                if len(calls) > instant:
+                    raise KeyboardInterrupt
+                return real(*words, **how)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", dying(Path.replace))
+            patched.setattr(Path, "unlink", dying(Path.unlink))
+            with pytest.raises(KeyboardInterrupt):
+                signing.keygen(keys, demo=demo)
+        secret = (keys / signing.PRIVATE).read_bytes() if (keys / signing.PRIVATE).exists() else None
+        private, public = signing.keygen(keys, demo=demo)
+        assert secret in (None, private.read_bytes()), "a secret key may have signed something already"
+        assert {path.name: path.stat().st_mode & 0o777 for path in keys.iterdir()} == {
+            signing.PRIVATE: 0o600, signing.PUBLIC: 0o644,
+        }  # fmt: skip
+        assert signing.is_demo(public) == signing.is_demo(private) == demo
+        signing.sign(folder, private)
+        assert names(folder, public) == []
+
+
+def test_a_lone_key_that_is_not_what_is_asked_for_stays_as_it_is(tmp_path):
+    for content, demo in ((None, True), (b"torn", False)):
+        private, public = signing.keygen(tmp_path / f"keys{demo}")
+        public.unlink()
+        private.write_bytes(content or private.read_bytes())
+        before = private.read_bytes()
+        with pytest.raises(RecipeError, match="there is a key already"):
+            signing.keygen(private.parent, demo=demo)
+        assert (private.read_bytes(), public.exists()) == (before, False)
+
+
 def test_a_key_that_is_none_is_a_mistake_of_the_user_and_its_text_is_not_repeated(folder, keys, tmp_path):
     bad = tmp_path / "bad"
     bad.write_text("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.config import Recipe
 from finetune.errors import Problem, RecipeError
 from finetune.memory.counts import adapted_modules
-from finetune.signing import is_demo
+from finetune.signing import is_demo, load_private
 
 _ORDER = ("cpt", "sft", "dpo")
 _STARTS: Mapping[str, str] = {
@@ -177,9 +177,12 @@ def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Pr
 
 
 def _check_key(key: Path, signer: str | None) -> Iterator[Problem]:
-    """A run of hours must not end at a key that is not there, and a demo key must be called one on the card."""
-    if not key.is_file():
-        yield Problem("handoff.signing_key", str(key), "there is no such file", "`finetune keygen FOLDER` makes a key")
-    elif is_demo(key) and "demo" not in (signer or "").lower():
+    """A run of hours must not end at a key that cannot be read, and a demo key must be called one on the card."""
+    try:
+        load_private(key)
+    except RecipeError as error:
+        yield from error.problems
+        return
+    if is_demo(key) and "demo" not in (signer or "").lower():
         rule = "the key says that it is a demo key, and the card has to say so too"
         yield Problem("handoff.signer", signer, rule, "handoff.signer='demo key'")
