@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from finetune.chat import IGNORED
 from finetune.handoff import alerts, capacity
 from finetune.serve import ask
-from finetune.serve.server import fetch
+from finetune.serve.server import AnswerError, fetch
 from finetune.serve.start import check, read_plan
 
 pytestmark = pytest.mark.serving
@@ -33,6 +34,17 @@ WORDS = [
     "tasks.place.max_new_tokens=4", "sft.max_length=512", "sft.trl.learning_rate=1e-2", "score.general_tokens=512",
     "score.parity_prompts=2", "score.resamples=1000", "handoff.accepted_by=tests", "handoff.reason='random weights'",
 ]  # fmt: skip
+
+
+KEY = "s3cret-of-these-tests"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def key() -> Iterator[None]:
+    """One key for the server and for whoever asks it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_API_KEY", KEY)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -198,17 +210,45 @@ def test_a_taken_port_is_refused_before_anything_is_loaded(bundle: Path, server:
     assert "Traceback" not in done.stderr
 
 
-def test_sigint_ends_command_and_server(server: SimpleNamespace) -> None:
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(60) == 0
+def test_the_key_is_asked_for_and_written_nowhere(
+    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert KEY not in server.said + server.log.read_text()
+    assert "$VLLM_API_KEY" in server.said
+    monkeypatch.delenv("VLLM_API_KEY")
+    with pytest.raises(AnswerError, match="HTTP 401"):
+        chat(server.url, [{"role": "user", "content": "Hello"}], None)
+
+
+def test_a_killed_command_leaves_no_process_of_the_server(server: SimpleNamespace) -> None:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True)
+    (session,) = found.stdout.split()
+    assert len(alive(session)) >= 2, "an engine beside the API server"
+    server.process.kill()
+    server.process.wait(10)
+    until = time.monotonic() + 60
+    while alive(session) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert alive(session) == []
+    assert not listens(server.port)
+
+
+def alive(session: str) -> list[str]:
+    listed = subprocess.run(["ps", "-o", "stat=,pid=", "-s", session], capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
+
+
+def listens(port: int) -> bool:
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", server.port)) != 0
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_the_adapter_over_its_base_answers_as_the_bundle_says(bundle: Path, qwen3_float32: Path) -> None:
     """merged == adapter in vLLM, over HTTP, by the one command that a receiver types."""
-    command = [*FINETUNE, "serve", str(bundle), "--base", str(qwen3_float32), "--check", "--port", str(free_port())]
+    port = free_port()
+    command = [*FINETUNE, "serve", str(bundle), "--base", str(qwen3_float32), "--check", "--port", str(port)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--enable-lora" in done.stdout
     assert "all as the bundle says" in done.stdout
+    assert not listens(port), "SIGINT ended vLLM"
