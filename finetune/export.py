@@ -77,7 +77,7 @@ def run(
     if not finished.exists():  # else an earlier attempt was killed while it cleared its folder
         text = json.dumps(_export(config, out, prepared, checkpoint, scores, proof, machine, say), indent=1)
         write_whole(finished, text + "\n")
-        finished.chmod(0o644)
+    finished.chmod(0o644)
     shutil.rmtree(out / _WORK, ignore_errors=True)
     exported = json.loads(finished.read_text(encoding="utf-8"))
     shown = ("bytes", "kl_mean", "kl_max", "top1")

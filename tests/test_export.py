@@ -10,6 +10,7 @@ from quantise import small
 from safetensors.torch import load_file, save_file
 
 from finetune import export
+from finetune.artifacts import Artifact
 from finetune.chat import ChatFormat
 from finetune.checks import export as checks
 from finetune.config import load
@@ -119,3 +120,17 @@ def test_a_copy_is_found_equal_and_a_changed_one_is_not(tmp_path) -> None:
     (work / "parity-w4a16.json").unlink()
     with pytest.raises(RecipeError, match=r"measure\.log"):
         export._measure(rows, settings, merged, given["proof"], chat, tmp_path / "out", worker)
+
+
+def test_killed_while_it_clears_its_folder_nothing_is_made_again_and_nothing_else_is_published(tmp_path) -> None:
+    one = {"bytes": 1, "kl_mean": 0.1, "kl_max": 0.2, "top1": 0.9, "tasks": {"t0": {"loss": 0.25}}}
+    (tmp_path / "w8a8").mkdir()
+    (tmp_path / "export.json").write_text(json.dumps({"w8a8": one}))
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work/measure.order.json").write_text("{}")  # what it quantised with is gone already
+    nothing = Artifact(tmp_path / "nowhere", {})
+    given = dict.fromkeys(("prepared", "checkpoint", "scores", "proof"), nothing)
+    machine = Machine(name="test", device="cpu", threads=1)
+    found = export.run(small.config("w8a8"), out=tmp_path, machine=machine, say=pytest.fail, **given)
+    assert found == {"w8a8": {"bytes": 1, "kl_mean": 0.1, "kl_max": 0.2, "top1": 0.9, "losses": {"t0": 0.25}}}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "w8a8"]
