@@ -128,7 +128,8 @@ def _results(before: _Bundle, now: _Bundle) -> Iterator[tuple[str, Any, Any]]:
 
 def _config(before: _Bundle, now: _Bundle) -> Iterator[tuple[str, Any, Any]]:
     if not isinstance(before.config, dict) or not isinstance(now.config, dict):
-        yield "all", *("see config.yaml" if isinstance(side.config, dict) else "not recorded" for side in (before, now))
+        words = ["see config.yaml" if isinstance(side.config, dict) else "not recorded" for side in (before, now)]
+        yield "all", words[0], words[1]
         return
     earlier, later = dict(_flat(before.config)), dict(_flat(now.config))
     for key in dict.fromkeys([*earlier, *later]):
