@@ -75,11 +75,7 @@ def write(
 
 def clear_but_kept(out: Path) -> None:
     """Empty the stage's folder but for the answers of an attempt that was killed after it had them."""
-    file = out / _FILE
-    answers = file.read_text(encoding="utf-8") if file.exists() else None
-    clear(out)
-    if answers is not None:
-        write_whole(file, answers)
+    clear(out, but=(_FILE,))
 
 
 def forget(kept: Path) -> None:
