@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests in groups, cheapest first; every group runs even when an earlier one failed. Called by `make test`.
-# scripts/test.sh [lint|fast|slow|distributed|serving|quantise ...]   (default: the first five)
+# scripts/test.sh [lint|fast|slow|distributed|serving|mutations|quantise ...]   (default: the first five)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -18,6 +18,7 @@ describe() {
         slow) echo "tests that load or train the embedded model (about 15 minutes)" ;;
         distributed) echo "tests that start several processes (about 7 minutes)" ;;
         serving) echo "checkpoints and a bundle in vLLM, in an environment of its own (about 5 minutes, 2 of them to install)" ;;
+        mutations) echo "every seeded defect must turn a test red (about 10 minutes)" ;;
         quantise) echo "models in 4 and 8 bit by llm-compressor, read by vLLM (about 3 minutes, and 4 to install both)" ;;
     esac
 }
@@ -26,12 +27,16 @@ group() {
     case $1 in
         lint) ruff check .; local style=$?; mypy && [ $style -eq 0 ] ;;
         fast) pytest -q -m "not slow and not distributed and not serving and not quantise" --durations=5 ;;
-        slow) pytest -q -m "slow and not distributed and not serving and not quantise" --durations=10 ;;
+        slow)
+            # All seeded defects take ten minutes: a quarter of them here, another one after each commit.
+            local part=$(( $(git rev-list --count HEAD 2>/dev/null || echo 0) % 4 ))
+            MUTATIONS=$part/4 pytest -q -m "slow and not distributed and not serving and not quantise" --durations=10 ;;
         distributed) OMP_NUM_THREADS=1 pytest -q -m distributed --durations=10 ;;
         serving) scripts/setup.sh serve && pytest -q -m serving tests/serving --durations=10 ;;
+        mutations) pytest -q -m slow tests/mutations --durations=10 ;;
         quantise)
             scripts/setup.sh quantise && scripts/setup.sh serve && pytest -q -m quantise tests/quantise --durations=10 ;;
-        *) echo "test.sh: no group is called '$1': lint, fast, slow, distributed, serving, quantise" >&2; return 2 ;;
+        *) echo "test.sh: no group is called '$1': lint, fast, slow, distributed, serving, mutations, quantise" >&2; return 2 ;;
     esac
 }
 

@@ -11,6 +11,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = yaml.safe_load((Path(__file__).parent / "mutations.yaml").read_text(encoding="utf-8"))
+PART, PARTS = map(int, os.environ.get("MUTATIONS", "0/1").split("/"))
+"""Which part of how many is tried: `scripts/test.sh slow` takes a quarter, another one after each commit."""
 TESTS_FAILED = 1  # pytest's exit code; 2, 4 and 5 mean that nothing was tried
 
 
@@ -42,7 +44,7 @@ def test_the_copy_itself_is_what_the_tests_import(copy: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=[m["name"] for m in MUTATIONS])
+@pytest.mark.parametrize("mutation", MUTATIONS[PART::PARTS], ids=lambda mutation: mutation["name"])
 def test_a_seeded_defect_turns_a_test_red(copy: Path, mutation: dict) -> None:
     file = copy / mutation["file"]
     sound = file.read_text(encoding="utf-8")
@@ -53,6 +55,13 @@ def test_a_seeded_defect_turns_a_test_red(copy: Path, mutation: dict) -> None:
     finally:
         file.write_text(sound, encoding="utf-8")
     assert result.returncode == TESTS_FAILED, f"{mutation['name']} was not caught:\n{result.stdout[-2000:]}"
+
+
+def test_each_defect_is_in_one_part_and_the_code_that_it_changes_stands() -> None:
+    assert 0 <= PART < PARTS
+    for mutation in MUTATIONS:
+        found = (ROOT / mutation["file"]).read_text(encoding="utf-8").count(mutation["old"])
+        assert found == 1, f"{mutation['name']}: the code it changes has moved; mend mutations.yaml"
 
 
 def test_there_are_at_least_fifteen_defects_with_a_pain_behind_each() -> None:
