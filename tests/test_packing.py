@@ -15,7 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from finetune import artifacts, cli, sft
 from finetune.artifacts import Artifact
-from finetune.attention import _group, attend_documents
+from finetune.attention import _KERNELS, _attend, _group, attend_documents
 from finetune.errors import RecipeError
 from finetune.head import score_supervised_only
 from finetune.order import pack_room, place_rows
@@ -152,6 +152,25 @@ def test_short_documents_of_like_length_are_attended_to_together() -> None:
     assert torch.equal(groups.source[groups.home], torch.arange(sum(sizes)))
     assert len(groups.filled) == 1 + 1
     assert groups.source[groups.filled].tolist() == [sum(sizes) - 1, 72 + 60 - 1], "each with its own last token"
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_attention_of_a_group_has_the_gradient_of_its_documents_one_by_one(name: str) -> None:
+    """Also where every token has a gradient, a document's last one included, which stands in the places filled up."""
+    sizes, draw = [10, 9, 3, 10], torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(1, heads, sum(sizes), 8, generator=draw, dtype=torch.float64, requires_grad=True)
+        for heads in (4, 2, 2)
+    ]
+    weights = torch.randn(1, sum(sizes), 4, 8, generator=draw, dtype=torch.float64)
+    bounds = torch.tensor([0, *sizes]).cumsum(0)
+    together, _ = _attend(_KERNELS[name], torch.nn.Module(), *states, None, scaling=0.3, cu_seq_lens_q=bounds)
+    parts = zip(*(state.split(sizes, 2) for state in states), strict=True)
+    alone = torch.cat([_KERNELS["sdpa"](*part, scaling=0.3, dropout=0.0).transpose(1, 2) for part in parts], 1)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    found, wanted = (torch.autograd.grad((made * weights).sum(), states) for made in (together, alone))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_the_bounds_of_documents_are_read_once_a_forward(
