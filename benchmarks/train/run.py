@@ -48,10 +48,10 @@ SHARED = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
-    """Nobody spins: without OMP_WAIT_POLICY=PASSIVE CPU seconds measure waiting threads."""
+    """Nobody spins or has a tracker: without OMP_WAIT_POLICY=PASSIVE CPU seconds measure waiting threads."""
     return {
         **os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1", **extra,
+        "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1", **extra,
     }
 
 
