@@ -83,11 +83,12 @@ def _ratio(cells: dict[str, Any], kind: str) -> str:
     middle = {name: statistics.median(values) for name, values in steps.items()}
     ours = middle.pop("ours.direct")
     best = min(middle, key=lambda name: middle[name])
-    runs = min(map(len, steps.values()))
-    counted = min(cell["steps"] for key, cell in cells.items() if key.startswith(f"{kind}/") and "steps" in cell)
+    runs = min(len(steps["ours.direct"]), len(steps[best]))
+    two = (f"{kind}/ours.direct/", f"{kind}/{best}/")
+    counted = min(cell["steps"] for key, cell in cells.items() if key.startswith(two) and "steps" in cell)
     return (
         f"The best peer ({NAMES[best]}) takes {middle[best] / ours:.2f} times our CPU seconds a step. "
-        f"Steps counted in a run: {counted}. Repetitions: {runs}"
+        f"Steps counted in a run: {counted}. Repetitions of these two: {runs}"
         f"{'; one alone says nothing of the spread' if runs == 1 else ''}."
     )
 
