@@ -45,9 +45,10 @@ def test_a_server_that_ignores_sigint_is_ended_all_the_same(tmp_path: Path, monk
 
 
 STARTER = """
-import sys
+import signal, sys
 from pathlib import Path
 from finetune.serve.server import Server
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests started by nohup have it ignored, and Server respects that
 words = ["sh", "-c", "echo $$ > pid; exec sleep 100"]
 with Server(words, Path(sys.argv[1]), host="127.0.0.1", port=9, log=None) as server:
     raise SystemExit(server.stay())
