@@ -34,7 +34,7 @@ FULL = 200
 _FLOAT32_PROMPTS, _FLOAT32_TOKENS = 3, 24
 
 
-class Interval(Section):
+class Wanted(Section):
     """What PROOF reads of section `score`: other intervals must not compare anew."""
 
     parity_prompts: int
@@ -46,7 +46,7 @@ class Config(Section):
 
     model: Model
     method: Method
-    score: Interval
+    score: Wanted
 
 
 def run(
