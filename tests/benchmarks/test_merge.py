@@ -22,7 +22,7 @@ def test_a_merge_holds_little_of_the_model_and_makes_the_tensors_of_peft(tmp_pat
     cells = {"ours": [run.ours(tmp_path)], "peft": [run.peft(tmp_path)], "killed": [{"kills": 1, "same_bytes": True}]}
     cells |= {"copied": [{"wall_s": 1}], "copied_fast": [{"wall_s": 1}]}
     assert cells["ours"][0]["peak_over_bare_mb"] * 1e6 < shape.bytes / 2
-    # How much of a mapped file is counted as PEFT's depends on the machine (325 to 700 MB seen): only the order is sure.
+    # How much of a mapped file counts as PEFT's depends on the machine (325 to 898 MB seen): only the order is sure.
     assert cells["peft"][0]["peak_over_bare_mb"] > cells["ours"][0]["peak_over_bare_mb"]
     assert cells["peft"][0]["same_tensors"]
     assert run.table({"machine": {}, "small": {"bytes": shape.bytes, "cells": cells}}).count("yes") == 2
