@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import shards
-from finetune.artifacts import Artifact, Stage, hash_file, sync_directory, write_whole
+from finetune.artifacts import Artifact, Stage, hash_file, remember, sync_directory, write_whole
 from finetune.chat import ChatFormat
 from finetune.checks.export import interpreter
 from finetune.config.data import Task
@@ -27,8 +27,8 @@ from finetune.config.section import Section
 from finetune.corpus.records import Chat
 from finetune.errors import RecipeError
 from finetune.generate import Kept
+from finetune.metrics import score
 from finetune.score import prompts
-from finetune.score.metrics import score
 from finetune.score.statistics import mean, paired_difference
 from finetune.verify import verify
 
@@ -43,7 +43,6 @@ class Asked(Section):
     """What EXPORT reads of section `score`."""
 
     batch_tokens: int
-    resamples: int
 
 
 class Served(Section):
@@ -105,6 +104,7 @@ def _export(
         found |= {kind: len(found[kind]) for kind in ("near_ties", "disagreements")}  # a list of thousands in 4 bit
         tasks = dict(_scored(scheme, rows, settings, chat, scores, work))
         files = {path.name: hash_file(path) for path in sorted((out / scheme).iterdir())}
+        remember(out, {f"{scheme}/{name}": digest for name, digest in files.items()})
         size = sum(path.stat().st_size for path in (out / scheme).iterdir())
         exported[scheme] = {**found, "tasks": tasks, "bytes": size, "files": files, "settings": facts}
         losses = ", ".join(f"{task} {one['tuned']:.4f} -> {one['quantised']:.4f}" for task, one in tasks.items())
@@ -209,11 +209,9 @@ def _scored(
             prompt = chat.prompt_text(row.prompt, row.mode, row.tools)
             assert hashlib.sha256(prompt.encode()).hexdigest() == line["prompt_sha256"], "SCORE asked something else"
             text = prompts.answer_text(chat, made[number], row.mode)
-            found.append(score(text, row.answer, settings.tasks[task]))
+            found.append(score(text, row, settings.tasks[task]))
             tuned.append(line["score"])
-        lost = paired_difference(
-            tuned, found, [row.group for row in those], resamples=settings.score.resamples, seed=settings.seed
-        )
+        lost = paired_difference(tuned, found, [row.group for row in those])
         yield task, {
             "tuned": mean(tuned), "quantised": mean(found), "loss": lost.difference, "ci95": list(lost.ci95),
             "n": lost.n,
@@ -280,4 +278,4 @@ class _Worker:
             )  # fmt: skip
 
 
-STAGE = Stage("export", 1, run)
+STAGE = Stage("export", 2, run)

@@ -21,7 +21,8 @@ from finetune.config.training import Method, Pairs
 from finetune.corpus.records import Chat, Message, Preference
 from finetune.errors import RecipeError
 from finetune.generate import Kept, fold_adapter, generate
-from finetune.score.metrics import NotOneObjectError, read_object, score
+from finetune.metrics import score
+from finetune.metrics.objects import NotOneObjectError, read_object
 
 _BATCH_TOKENS = 4096
 """Prompt tokens in one generation batch."""
@@ -150,10 +151,10 @@ def read_answer(text: str, row: Chat, chat: ChatFormat) -> Message | str:
 
 def make_pair(row: Chat, answers: Sequence[Message], task: Task, train: Sequence[Chat], seed: int) -> Preference | str:
     """A preference for this prompt, or the reason why there is none."""
-    best = score(row.answer, row.answer, task)
+    best = score(row.answer, row, task)
     if best == 0.0:
         return "the gold answer scores 0 against itself"
-    graded = [(score(_text(answer, row), row.answer, task), answer) for answer in answers]
+    graded = [(score(_text(answer, row), row, task), answer) for answer in answers]
     worse = [pair for pair in graded if pair[0] < best]
     if worse:
         low, rejected = min(worse, key=lambda pair: pair[0])
@@ -161,7 +162,7 @@ def make_pair(row: Chat, answers: Sequence[Message], task: Task, train: Sequence
     corrupted = corrupt(row, task, train, seed)
     if corrupted is None:
         return "the model is always right and no other training answer is worse"
-    return _preference(row, corrupted, "corrupted", best, score(_text(corrupted, row), row.answer, task))
+    return _preference(row, corrupted, "corrupted", best, score(_text(corrupted, row), row, task))
 
 
 def corrupt(row: Chat, task: Task, train: Sequence[Chat], seed: int) -> Message | None:
@@ -171,7 +172,7 @@ def corrupt(row: Chat, task: Task, train: Sequence[Chat], seed: int) -> Message 
     """
     others = sorted(train, key=lambda other: _draw(seed, f"{row.id}:{other.id}"))
     gold_message = row.messages[-1]
-    if task.metric == "json_exact":
+    if task.metric in ("json_exact", "json_f1"):
         gold = read_object(row.answer)
         for field in sorted(gold, key=lambda field: _draw(seed, f"{row.id}:{field}")):
             for other in others:
@@ -183,8 +184,8 @@ def corrupt(row: Chat, task: Task, train: Sequence[Chat], seed: int) -> Message 
                     wrong = json.dumps({**gold, field: value}, ensure_ascii=False, separators=(",", ":"))
                     return {**gold_message, "content": wrong}
         return None
-    best = score(row.answer, row.answer, task)
-    found = next((other for other in others if score(other.answer, row.answer, task) < best), None)
+    best = score(row.answer, row, task)
+    found = next((other for other in others if score(other.answer, row, task) < best), None)
     if found is None:
         return None
     answered = {key: value for key, value in found.messages[-1].items() if key in ("content", "tool_calls")}

@@ -15,7 +15,7 @@ from finetune.config.data import Task
 from finetune.config.load import load
 from finetune.config.machine import Machine
 from finetune.corpus.records import Chat, Preference
-from finetune.score.metrics import score
+from finetune.metrics import score
 
 MACHINE = Machine(name="test", device="cpu", threads=1)
 
@@ -61,7 +61,7 @@ def test_the_models_own_worse_answers_are_rejected_for_gold_and_ready_ones_are_j
         row = gold[pair.id]
         assert (pair.chosen, pair.task, pair.group) == (row.messages[-1], "parts", row.group)
         assert list(pair.messages) == row.prompt
-        worse = score(pair.rejected["content"], row.answer, task("parts"))
+        worse = score(pair.rejected["content"], row, task("parts"))
         assert (pair.score_chosen, pair.score_rejected) == (1.0, worse)
         assert worse < 1.0
     assert facts["origins"]["on_policy"] == len(own) > 0

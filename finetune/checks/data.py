@@ -10,6 +10,7 @@ from finetune.config import Recipe
 from finetune.config.data import Source, Task, find_files, placeholders
 from finetune.config.load import suggest
 from finetune.errors import Problem
+from finetune.metrics import METRICS
 
 _TABLES = ("csv", "tsv", "jsonl", "json", "obo")
 
@@ -181,15 +182,32 @@ def _check_answer(path: str, task: Task) -> Iterator[Problem]:
         yield Problem(path, None, rule, f"keep {path}.answer or {path}.answer_json")
     if task.tools is not None and task.messages is None:
         yield Problem(f"{path}.tools", task.tools, "goes with messages, and only with them", f"drop {path}.tools")
-    if task.metric == "json_exact" and not task.answer_json:
-        yield Problem(f"{path}.metric", task.metric, "compares answer_json", "metric: exact_match, or give answer_json")
+    yield from _check_metric(path, task)
     templates = {"prompt": task.prompt, "system": task.system, "answer": task.answer, "reasoning": task.reasoning}
     templates |= {f"answer_json.{key}": text for key, text in (task.answer_json or {}).items()}
+    templates |= {f"choices.{number}": text for number, text in enumerate(task.choices)}
+    templates |= {f"passages.{name}": part for name, text in task.passages.items() for part in (name, text)}
     for key, template in templates.items():
         yield from check_template(f"{path}.{key}", template)
     if task.prompt is not None and not is_broken(task.prompt) and not placeholders(task.prompt):
         rule = "names no column, so every row would ask the same"
         yield Problem(f"{path}.prompt", task.prompt, rule, "name columns, like {text}")
+
+
+def _check_metric(path: str, task: Task) -> Iterator[Problem]:
+    metric = METRICS[task.metric]
+    for key in metric.needs:
+        if not getattr(task, key):
+            rule = f"looks at {key}, which this task does not give"
+            yield Problem(f"{path}.metric", task.metric, rule, f"give {path}.{key}, or choose another metric")
+    for key in ("choices", "passages"):
+        if getattr(task, key) and key not in metric.needs:
+            rule = f"is not looked at by {task.metric}"
+            fix = f"drop {path}.{key}, or metric: {next(name for name in METRICS if key in METRICS[name].needs)}"
+            yield Problem(f"{path}.{key}", getattr(task, key), rule, fix)
+    if metric.kind == "likelihood" and task.reasoning is not None:
+        rule = f"is thought before the answer, and {task.metric} asks how likely each option is at once"
+        yield Problem(f"{path}.reasoning", task.reasoning, rule, f"drop {path}.reasoning, or metric: label_accuracy")
 
 
 def check_template(path: str, template: str | None) -> Iterator[Problem]:

@@ -3,15 +3,14 @@
 import glob
 import string
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from finetune.config.section import Section
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Format = Literal["auto", "csv", "tsv", "jsonl", "json", "txt", "md", "html", "pdf", "docx", "obo"]
-Metric = Literal["exact_match", "json_exact", "label_accuracy", "rouge_l"]
 
 
 def placeholders(template: str) -> list[str]:
@@ -99,7 +98,14 @@ class Task(Section):
     """Key -> template; the answer is this object as compact JSON, keys in this order."""
     reasoning: str | None = None
     """Template of `reasoning_content`: such rows train the thinking mode."""
-    metric: Metric
+    choices: tuple[str, ...] = ()
+    """Templates of the options of a multiple choice; the answer is one of them, character by character."""
+    passages: dict[str, str] = {}
+    """Template of a name -> template of a text that an answer may quote (metric `citation`). Not part of the prompt."""
+    metric: str
+    """One of `finetune.metrics`; docs/tasks.md has them in a table."""
+    metric_options: Any = {}
+    """What the metric lets one set: a section of its own, for example {relative: 0.01} for `numeric`."""
     main: bool = False
     """The recipe's headline task: exactly one."""
     train_rows: Annotated[int, Field(ge=0)] = 480
@@ -110,10 +116,25 @@ class Task(Section):
     where: dict[str, str] = {}
     """Further filter, for this task only."""
 
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        from finetune.metrics import check_name  # which needs sections like this one
+
+        return check_name(name)
+
+    @field_validator("metric_options", mode="before")
+    @classmethod
+    def _are_its_own(cls, given: Any, info: ValidationInfo) -> Any:
+        from finetune.metrics import read_options
+
+        return read_options(info.data["metric"], given) if "metric" in info.data else given
+
     @property
     def columns(self) -> list[str]:
         """Every column that the templates of this task name."""
         templates = [self.prompt, self.system, self.answer, self.reasoning, *(self.answer_json or {}).values()]
+        templates += [*self.choices, *self.passages, *self.passages.values()]
         named = {name for template in templates if template for name in placeholders(template)}
         return sorted(named | {name for name in (self.messages, self.tools) if name})
 

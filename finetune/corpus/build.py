@@ -118,6 +118,7 @@ def build_chat(name: str, task: Task, item: Item) -> Chat:
         return Chat(
             id=f"{name}/{item.id}", task=name, messages=(*(messages if told[0]["role"] != "system" else ()), *told),
             source=item.file, line=item.line, group=item.group, mode=mode_of(told[-1]), tools=tuple(tools),
+            **_material(task, item.columns),
         )  # fmt: skip
     assert task.prompt is not None, "checks ask for prompt or messages"
     messages.append({"role": "user", "content": fill(task.prompt, item.columns)})
@@ -126,8 +127,16 @@ def build_chat(name: str, task: Task, item: Item) -> Chat:
         answer["reasoning_content"] = fill(task.reasoning, item.columns)
     return Chat(
         id=f"{name}/{item.id}", task=name, messages=(*messages, answer), source=item.file, line=item.line,
-        group=item.group, mode="plain" if task.reasoning is None else "think",
+        group=item.group, mode="plain" if task.reasoning is None else "think", **_material(task, item.columns),
     )  # fmt: skip
+
+
+def _material(task: Task, columns: Row) -> dict[str, Any]:
+    """What a metric looks at beside the answer."""
+    return {
+        "choices": tuple(fill(template, columns).strip() for template in task.choices),
+        "passages": {fill(name, columns).strip(): fill(text, columns) for name, text in task.passages.items()},
+    }
 
 
 def _answer(task: Task, columns: Row) -> str:

@@ -45,6 +45,10 @@ class Chat:
     group: str
     mode: Mode = "plain"
     tools: tuple[dict[str, Any], ...] = field(default=())
+    choices: tuple[str, ...] = ()
+    """The options, where the answer is one of several; they are asked for by likelihood (`score.likelihood`)."""
+    passages: dict[str, str] = field(default_factory=dict)
+    """Name -> text of what the answer may quote."""
 
     @property
     def prompt(self) -> list[Message]:
@@ -58,12 +62,15 @@ class Chat:
         return "\n".join([*filter(None, [str(self.messages[-1]["content"])]), *texts])
 
     def to_json(self) -> str:
-        return _line(self)
+        # What few tasks have is left out where there is none.
+        raw = asdict(self)
+        return write_line({key: raw[key] for key in raw if raw[key] or key not in ("choices", "passages")})
 
     @classmethod
     def from_json(cls, line: str) -> "Chat":
         raw = json.loads(line)
-        return cls(**{**raw, "messages": tuple(raw["messages"]), "tools": tuple(raw.get("tools", ()))})
+        several = {key: tuple(raw.get(key, ())) for key in ("messages", "tools", "choices")}
+        return cls(**{**raw, **several})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from finetune.corpus.read import capped
 from finetune.corpus.settings import Items, Job, Sides
 from finetune.corpus.split import SIDES, EvaluationIndex, Side, choose, side_of
 from finetune.errors import Problem, RecipeError
+from finetune.metrics import gold_problem
 
 
 def build_tasks(job: Job, items: Items) -> dict[str, list[Example]]:
@@ -209,6 +210,7 @@ def check(job: Job, sides: Sides) -> None:
                             "set prepare.dedup.exact=true and prepare.decontaminate.ngram=13, or give both one group",
                         )
                     )
+        problems += _unscorable(name, job.settings.tasks[name], [e for side in SIDES for e in dealt[side]])
         if job.settings.tasks[name].train_rows and not dealt["train"]:
             problems.append(
                 Problem(f"tasks.{name}", "0 training rows", "every training row was dropped", "see rejects.jsonl")
@@ -224,3 +226,17 @@ def check(job: Job, sides: Sides) -> None:
             )
     if problems:
         raise capped(problems)
+
+
+def _unscorable(name: str, task: Task, examples: list[Example]) -> list[Problem]:
+    """Gold answers that the task's metric cannot score, on whichever side: said before anything is trained."""
+    return [
+        Problem(
+            f"{example.item.file}:{example.item.line}",
+            None,
+            f"tasks.{name}.metric={task.metric} cannot score this row's gold answer: {problem}",
+            f"mend the row, leave it out with tasks.{name}.where, or change the metric or its metric_options",
+        )
+        for example in examples
+        if (problem := gold_problem(example.chat, task))
+    ]

@@ -10,30 +10,34 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune.config.data import Metric
-from finetune.score.metrics import NotOneObjectError, Task, read_object, score, words
+from finetune.metrics import score
+from finetune.metrics.metric import Row, Task
+from finetune.metrics.objects import NotOneObjectError, read_object
+from finetune.metrics.texts import words
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-_CANDIDATES = 200
-"""Constant answers tried for a graded metric: the most frequent, then in alphabetical order."""
-_WHOLE: frozenset[Metric] = frozenset({"exact_match", "label_accuracy", "json_exact"})
+_CANDIDATES, _CANDIDATES_OF_LONG, _LONG = 200, 40, 200
+"""Constant answers tried for a graded metric: the most frequent, then in alphabetical order; fewer where answers have
+more than so many characters, because each is held against each."""
+_WHOLE = frozenset({"exact_match", "label_accuracy", "json_exact", "multiple_choice"})
 """Metrics on which the best constant answer is simply the most frequent one."""
 
 
-def majority(answers: Sequence[str], task: Task) -> str:
+def majority(rows: Sequence[Row], task: Task) -> str:
     """The one answer that, always given, scores best on the training rows.
 
-    For exact metrics that is the most frequent answer; for ROUGE-L, where answers hardly repeat, the one most like
+    For exact metrics that is the most frequent answer; for graded ones, where answers hardly repeat, the one most like
     the others. Of equals the more frequent, then the alphabetically first.
     """
-    counts = Counter(answers)
+    counts = Counter(row.answer for row in rows)
     order = sorted(counts, key=lambda answer: (-counts[answer], answer))
     if task.metric in _WHOLE:
         return order[0]
-    candidates = order[:_CANDIDATES]
-    totals = [sum(counts[gold] * score(answer, gold, task) for gold in candidates) for answer in candidates]
+    candidates = order[: _CANDIDATES if sum(map(len, order)) <= _LONG * len(order) else _CANDIDATES_OF_LONG]
+    first = {row.answer: row for row in reversed(rows)}
+    totals = [sum(counts[gold] * score(answer, first[gold], task) for gold in candidates) for answer in candidates]
     return candidates[totals.index(max(totals))]
 
 

@@ -9,7 +9,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
 from finetune.score.baselines import linear, majority, nearest
-from finetune.score.metrics import score, words
+from finetune.metrics import score
+from finetune.metrics.texts import words
 
 LABEL: Any = SimpleNamespace(metric="label_accuracy")
 ROUGE: Any = SimpleNamespace(metric="rouge_l")
