@@ -91,12 +91,12 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         merged = child(merge, {}, **inputs)
         inputs = {"base": base, "prepared": prepared, "adapter": adapter, "checkpoint": merged}
         parity = child(proof, {"machine": machine}, **inputs)
-        tracker.follow(scores, parity)
+        tracker.follow(scores, merged, parity)
+        tracker.conclude(recipe, base=base, prepared=prepared, scores=scores, proof=parity)
         if recipe.export:
             asked = {"prepared": prepared, "checkpoint": merged, "scores": scores, "proof": parity}
             inputs["exported"] = child(export, {"machine": machine}, **asked)
         facts = {
-            "timings": {name: artifact.manifest["seconds"] for name, artifact in done.items()},
             "adapters": {name: str(done[name].path) for name in recipe.stages},
             "stages": {name: str(artifact.path) for name, artifact in done.items()},
             "documents": {"root": str(recipe.documents), "files": documents.facts["sources"]},
@@ -105,6 +105,7 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
             "words": without_folders(words),
         }
         bundle = child(handoff, {"run_facts": facts, "machine": machine}, **inputs, scores=scores, proof=parity)
+        tracker.follow(bundle)
     return publish(bundle, work, recipe.handoff.signing_key)
 
 

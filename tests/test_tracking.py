@@ -12,7 +12,8 @@ import pytest
 
 from finetune.artifacts import Artifact
 from finetune.config import load
-from finetune.tracking import RUN_FILE, Tracker, last_step, read_records
+from finetune.tracking import RUN_FILE, Tracker
+from finetune.tracking.records import decode, files_of, read_records
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +61,14 @@ os.killpg(0, signal.SIGKILL)
 
 
 def sft_of(steps: int) -> Artifact:
-    return Artifact(Path("sft-0"), {"stage": "sft", "digest": "", "facts": {"steps": steps}})
+    return Artifact(Path("sft-0"), {
+        "stage": "sft", "key": "0", "version": 1, "digest": "d", "inputs": {"prepared": "e"}, "seconds": 2.5,
+        "files": {"log.jsonl": "f" * 64}, "facts": {"steps": steps},
+    })  # fmt: skip
+
+
+def last_step(work: Path, name: str) -> int:
+    return decode(files_of(work / "wandb", name)).last_step
 
 
 def test_a_stopped_run_goes_on_in_its_own_place_and_no_step_is_logged_twice(tmp_path: Path) -> None:
@@ -92,7 +100,7 @@ def test_what_a_kill_took_from_the_tracker_is_told_again(tmp_path: Path) -> None
     killed = subprocess.run(command, cwd=ROOT, env=own, check=False, start_new_session=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     (name,) = json.loads((tmp_path / RUN_FILE).read_text()).values()
-    left = last_step(tmp_path / "wandb", name)
+    left = last_step(tmp_path, name)
     assert left < 150, "nothing was lost; the test would prove nothing"
     with Tracker.open(recipe(tmp_path, "offline"), tmp_path, "d", say=pytest.fail) as tracker:
         for step in range(1, 161):
@@ -118,7 +126,7 @@ def test_a_torn_file_of_the_tracker_gives_what_is_whole_in_it(tmp_path: Path) ->
     raw, steps = file.read_bytes(), []
     for length in (*range(0, len(raw), 97), len(raw)):
         file.write_bytes(raw[:length])
-        steps.append(last_step(tmp_path / "wandb", name))
+        steps.append(last_step(tmp_path, name))
     assert steps == sorted(steps)
     assert set(steps) == {0, 1, 2, 3, 4, 5}
 

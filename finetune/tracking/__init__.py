@@ -4,7 +4,7 @@ The run's id lies in the work folder, so that a run that was stopped and started
 steps are numbered through all stages, and a step that W&B has is not logged again. W&B loses what it had not written
 when a process is killed; training tells it those steps again from the checkpoint.
 wandb is imported and started in a thread of its own when there is the first step to log: starting it costs CPU seconds
-that the first steps of a training would wait for.
+that the first steps of a training would wait for. Online, a W&B that does not answer makes the run an offline one.
 """
 
 import hashlib
@@ -12,38 +12,46 @@ import json
 import os
 import queue
 import secrets
-import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
 from finetune import artifacts, ranks
 from finetune.artifacts import Artifact
-from finetune.config.recipe import Recipe, TrainingStage, without_places
+from finetune.config.recipe import Recipe, TrainingStage
+from finetune.tracking import told
+from finetune.tracking.records import Decoded, decode, files_of
 
 RUN_FILE = "wandb_run.json"
 _NOT_TRAINING = ("name", "title", "description", "licence", "limits", "machine", "score", "gates", "privacy", "handoff",
                  "tracking")  # fmt: skip
 """Sections that training does not depend on: a change there goes on in the same W&B run."""
-_CLOSE_SECONDS = 60.0
-_HEADER, _BLOCK, _PIECE = 7, 32768, struct.Struct("<IHB")
+_START_SECONDS, _FINISH_SECONDS, _CLOSE_SECONDS = 20.0, 20.0, 60.0
+"""Waits for a W&B online: its first answer, the rest of the upload, and both with what was still to be told."""
+SAMPLES = "score/samples"
 
 
 class Tracker:
     """Sends metrics to W&B from the first rank; a no-op on every other rank and where tracking is disabled."""
 
-    def __init__(self, start: Callable[[], Any] | None, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, start: Callable[[str], Any] | None, mode: str = "offline", say: Callable[[str], None] = print
+    ) -> None:
         self._say = say
+        self._mode = mode
         self._orders: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
         """Set when there is a step to log, or the run ends."""
         self._before = 0
         """Steps of the training stages that are done."""
+        self._had = Decoded()
+        """What W&B's files had of this run when it was started."""
         self._known = 0
-        """The last step that W&B had when it was started."""
+        """The last step that W&B had then."""
         if start is not None:
             self._thread = threading.Thread(target=self._work, args=(start,), name="tracking", daemon=True)
             self._thread.start()
@@ -51,26 +59,34 @@ class Tracker:
     @classmethod
     def open(cls, recipe: Recipe, work: Path, data: str, say: Callable[[str], None] = print) -> "Tracker":
         """Start tracking. WANDB_MODE wins over `tracking.wandb`. `data`: the digest of what is trained on."""
-        mode: Any = os.environ.get("WANDB_MODE") or recipe.tracking.wandb
+        mode = os.environ.get("WANDB_MODE") or recipe.tracking.wandb
         if mode == "disabled" or not ranks.is_first():
-            return cls(None, say)
-        config = without_places(recipe.model_dump(mode="json"))
+            return cls(None, say=say)
+        config = told.config_of(recipe)
         trained = {name: value for name, value in config.items() if name not in _NOT_TRAINING}
         run_id = _run_id(work, {"data": data, **trained})
 
-        def start() -> Any:
+        def start(how: Any) -> Any:
             import wandb
 
-            return wandb.init(
-                project=recipe.tracking.project, entity=recipe.tracking.entity, name=recipe.name, id=run_id,
-                resume="allow" if mode == "online" else None, mode=mode, dir=str(work), config=config,
+            # The table's copies would otherwise lie in the user's home.
+            os.environ.setdefault("WANDB_DATA_DIR", str(work / "wandb"))
+            wandb.setup(settings=wandb.Settings(silent=True))
+            run = wandb.init(
+                project=recipe.tracking.project, entity=recipe.tracking.entity, name=f"{recipe.name}-{run_id}",
+                group=recipe.name, job_type="train", id=run_id, resume="allow" if how == "online" else None, mode=how,
+                dir=str(work), config=config,
                 settings=wandb.Settings(
                     console="off", silent=True, save_code=False, disable_git=True, disable_code=True,
-                    x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
+                    x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, host="-",
+                    init_timeout=_START_SECONDS, finish_timeout=_FINISH_SECONDS,
                 ),
             )
+            for stage in recipe.stages:
+                run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            return run
 
-        return cls(start, say)
+        return cls(start, mode, say)
 
     def log(self, prefix: str, metrics: Mapping[str, Any], step: int) -> None:
         """Numbers of one step of the running stage; they appear as `prefix/name` over `prefix/step`.
@@ -93,12 +109,41 @@ class Tracker:
         self._order(lambda run: run.summary.update(plain))
 
     def follow(self, *made: Artifact) -> None:
-        """Note finished artifacts in the summary: their keys (names of folders) and their plain facts."""
+        """Note finished artifacts: plain facts as summary, and names, digests and inputs as W&B artifacts.
+
+        Files are named by their hash; nothing of them is read or sent.
+        """
         for artifact in made:
-            facts = {f"{artifact.stage}/{name}": value for name, value in artifact.facts.items()}
-            self.summary({**facts, f"{artifact.stage}/artifact": artifact.path.name})
+            facts = told.numbers(artifact.facts, artifact.stage)
+            if artifact.stage == "prepare":
+                facts |= told.dropped(json.loads(artifact.file("ledger.json").read_text(encoding="utf-8")))
+            self.summary({
+                **facts, f"{artifact.stage}/seconds": artifact.manifest["seconds"],
+                f"{artifact.stage}/artifact": artifact.path.name,
+            })  # fmt: skip
+            self._order(partial(self._note, artifact))
             if artifact.stage in get_args(TrainingStage):
                 self._before += int(artifact.facts["steps"])
+
+    def conclude(
+        self, recipe: Recipe, *, base: Artifact, prepared: Artifact, scores: Artifact, proof: Artifact
+    ) -> None:
+        """Headline metrics and gates as summary, the answers as a table: what `privacy.samples` lets out of them."""
+
+        def order(run: Any) -> None:
+            scored = json.loads(scores.file("scores.json").read_text(encoding="utf-8"))
+            parity = json.loads(proof.file("parity.json").read_text(encoding="utf-8"))
+            run.summary.update(told.headline(scored) | told.gates(recipe, scored, parity))
+            if SAMPLES in self._had.summary:
+                return
+            rows = told.samples(recipe, base, prepared, scores)
+            if rows:
+                import wandb
+
+                table = wandb.Table(columns=list(told.COLUMNS), data=rows)
+                run.log({SAMPLES: table}, step=max(self._known, self._before) + 1)
+
+        self._order(order)
 
     def close(self) -> None:
         """Send what is left; waits a minute at most."""
@@ -120,7 +165,18 @@ class Tracker:
         if self._thread is not None:
             self._orders.put(order)
 
-    def _work(self, start: Callable[[], Any]) -> None:
+    def _note(self, artifact: Artifact, run: Any) -> None:
+        import wandb
+
+        name, about = f"{run.group}-{artifact.stage}", told.metadata(artifact)
+        if self._had.artifacts.get(name, {}).get("metadata") == about:
+            return
+        noted = wandb.Artifact(name, type=artifact.stage, metadata=about)
+        for file, digest in artifact.manifest["files"].items():
+            noted.add_reference(f"sha256:{digest}", name=file)
+        run.log_artifact(noted)
+
+    def _work(self, start: Callable[[str], Any]) -> None:
         self._wanted.wait()
         try:
             import wandb
@@ -133,8 +189,16 @@ class Tracker:
             return
         theirs = (Error, ServerResponseError, HandleAbandonedError, MailboxClosedError, WandbServiceConnectionError)
         try:
-            run = start()
-            self._known = max(run.starting_step - 1, last_step(Path(run.settings.wandb_dir), run.id))
+            try:
+                run = start(self._mode)
+            except (Error, TimeoutError) as error:
+                if self._mode != "online":
+                    raise
+                self._say(f"tracking: W&B does not answer ({type(error).__name__}: {error}); the run goes on offline, "
+                          "`wandb sync` of its folder sends it later")  # fmt: skip
+                run = start("offline")
+            self._had = decode(files_of(Path(run.settings.wandb_dir), run.id))
+            self._known = max(run.starting_step - 1, self._had.last_step)
             while (order := self._orders.get()) is not None:
                 order(run)
             run.finish()
@@ -159,37 +223,3 @@ def _run_id(work: Path, trained: Mapping[str, Any]) -> str:
         known[what] = secrets.token_hex(4)
         artifacts.write_whole(file, json.dumps(known, indent=1))
     return known[what]
-
-
-def last_step(folder: Path, run_id: str) -> int:
-    """The last step in the run's files in W&B's `folder`, 0 where there is none."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    last = 0
-    for file in folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb"):
-        for raw in read_records(file):
-            record = Record.FromString(raw)
-            if record.HasField("history"):
-                last = max(last, record.history.step.num)
-    return last
-
-
-def read_records(file: Path) -> Iterator[bytes]:
-    """The whole records of a .wandb file: LevelDB's log format behind 7 bytes; a torn tail ends it.
-
-    Blocks of 32 KiB hold pieces of (checksum, length, kind): kind 1 is a whole record, 2 its first, 3 a middle and 4
-    its last piece. https://github.com/google/leveldb/blob/main/doc/log_format.md
-    """
-    raw, at, record = file.read_bytes(), _HEADER, b""
-    while at + _PIECE.size <= len(raw):
-        if (left := _BLOCK - at % _BLOCK) < _PIECE.size:
-            at += left
-            continue
-        _, length, kind = _PIECE.unpack_from(raw, at)
-        at += _PIECE.size
-        if not 1 <= kind <= 4 or at + length > len(raw):
-            return
-        record = raw[at : at + length] if kind <= 2 else record + raw[at : at + length]
-        at += length
-        if kind in (1, 4):
-            yield record
