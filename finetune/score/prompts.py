@@ -40,8 +40,12 @@ def question(row: Chat) -> str:
 
 
 def answer_text(chat: Any, ids: Sequence[int], mode: str) -> str:
-    """What a user of the served model gets: in think mode what follows the reasoning; nothing if that never ended."""
-    text: str = chat.decode(ids)
+    """What a user of the served model gets for these token ids."""
+    return after_thoughts(chat.decode(ids), mode)
+
+
+def after_thoughts(text: str, mode: str) -> str:
+    """In think mode what follows the reasoning, nothing if that never ended; else the text."""
     if mode == "think":
         _reasoning, closed, text = text.rpartition(_THINKING_ENDS)
         text = text if closed else ""

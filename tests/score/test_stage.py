@@ -18,8 +18,9 @@ from finetune.errors import RecipeError
 from finetune.generate import generate
 from finetune.score import stage
 from finetune.score.prompts import answer_text, choose_shots, with_shots
-from finetune.score.stage import SYSTEMS
+from finetune.score.summary import SYSTEMS as ALL
 
+SYSTEMS = [system for system in ALL if system not in ("sft", "merged")]
 MACHINE = Machine(name="test", device="cpu", threads=1)
 
 
@@ -93,9 +94,9 @@ def test_a_killed_scoring_goes_on_to_the_same_bytes(
     with pytest.raises(KilledError):
         stage.run(sections(), out=tmp_path, **inputs, say=die)
     assert not content(tmp_path)
-    for file in tmp_path.glob(".answers-*"):
+    for file in tmp_path.glob(".answers/*.jsonl"):
         with file.open("ab") as torn:
-            torn.write(b'{"of": "parts", "rows": {"0": [1')
+            torn.write(b'{"prompt": "parts", "ids": [1')
     again: list[str] = []
     stage.run(sections(), out=tmp_path, **inputs, say=again.append)
     assert content(tmp_path) == content(scored)
@@ -184,7 +185,7 @@ def test_thoughts_are_no_part_of_an_answer(base: Artifact) -> None:
     assert answer_text(chat, chat.encode(" the hose<|im_end|>"), "plain") == "the hose"
 
 
-def test_a_task_without_test_rows_and_a_gold_answer_that_is_no_json_are_told(
+def test_a_task_without_test_rows_is_told(
     base: Artifact, adapter: Artifact, tmp_path: Path
 ) -> None:
     broken = tmp_path / "prepared"
@@ -193,10 +194,6 @@ def test_a_task_without_test_rows_and_a_gold_answer_that_is_no_json_are_told(
     rows = [row for row in chats("test", 12) if row.task == "parts"]
     (broken / "test.jsonl").write_text("".join(f"{row.to_json()}\n" for row in rows))
     with pytest.raises(RecipeError, match=r"tasks\.thing: no row of it is left"):
-        score(tmp_path / "out", base, made, adapter)
-    lines = "".join(f"{row.to_json()}\n" for row in chats("test", 12))
-    (broken / "test.jsonl").write_text(lines.replace('{\\"colour\\"', "{colour", 1))
-    with pytest.raises(RecipeError, match="no JSON object"):
         score(tmp_path / "out", base, made, adapter)
 
 
