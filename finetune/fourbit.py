@@ -2,23 +2,29 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.base import modules_4bit, quantised_modules
-from finetune.deltas import DTYPE
+from finetune.deltas import DTYPE, cuts
 from finetune.errors import RecipeError
 from finetune.shards import read_header, shard_names
 
 if TYPE_CHECKING:
     import torch
 
+    Packed = tuple[torch.Tensor, torch.Tensor]
+    """4-bit codes, two in a byte, and one float32 scale for each block."""
+
 ROUND_TRIPPED, AS_IT_IS = "round-tripped 4-bit", "as it is"
 """Names of the two bases that a QLoRA adapter can be merged into."""
 TRAINED_ON = ("nf4-double", "nf4", "fp4", "as-it-is")
 """What a user can say of the base of an adapter from elsewhere."""
+_CACHED = 1 << 18
+"""Weights worked on at once: 1 MiB in float32, of which bitsandbytes makes half a dozen copies."""
 _NEVER_4BIT = ("model.embed_tokens.", "lm_head.")
 
 
@@ -68,17 +74,69 @@ class RoundTrip:
         mine, theirs = self.describe(), other.describe()
         return [name for name in mine if mine[name] != theirs[name]]
 
-    def apply(self, weight: "torch.Tensor") -> "torch.Tensor":
-        """Quantise a whole weight as at loading (QLoRA, 2305.14314) and dequantise it; same shape and dtype."""
+    def cuttable(self, shape: Sequence[int]) -> bool:
+        """Whether rows of such a matrix are quantised alone as they are within the whole: each begins where a block does.
+
+        Where it does not, bitsandbytes 0.50.2 takes wrong scales on CPUs with AVX-512 (640 x 192 in blocks of 128), and
+        other wrong ones for a part than for the whole, which is what was trained on.
+        """
+        return len(shape) == 2 and shape[1] % self.blocksize == 0
+
+    def pieces(self, shape: Sequence[int], first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Rows [first, last) of such a matrix in ranges that a cache holds; all at once where it cannot be cut."""
+        return cuts(first, last, _CACHED // max(1, shape[-1])) if self.cuttable(shape) else iter([(first, last)])
+
+    def pack(self, rows: "torch.Tensor") -> "Packed":
+        """4-bit codes and float32 scales of rows that begin at the border of a block (QLoRA, 2305.14314)."""
         import torch
         from bitsandbytes import functional
 
-        packed, state = functional.quantize_4bit(
-            weight.to(getattr(torch, self.from_dtype)),
-            blocksize=self.blocksize, quant_type=self.quant_type, compress_statistics=self.double_quant,
+        codes, state = functional.quantize_4bit(
+            rows.to(getattr(torch, self.from_dtype)), blocksize=self.blocksize, quant_type=self.quant_type
+        )
+        return codes, state.absmax
+
+    def scales(self, packed: "Iterable[Packed]") -> "torch.Tensor":
+        """The scales of a whole matrix, put together and, with double quantisation, there and back through 8 bit: all
+        at once, because their mean is taken out first."""
+        import torch
+        from bitsandbytes import functional
+
+        scales = torch.cat([scale for _, scale in packed])
+        if not self.double_quant:
+            return scales
+        mean = scales.mean()
+        codes, state = functional.quantize_blockwise(scales - mean, blocksize=256)
+        back: torch.Tensor = functional.dequantize_blockwise(codes, state)
+        return back.add_(mean)
+
+    def unpack(self, codes: "torch.Tensor", scales: "torch.Tensor", rows: "torch.Tensor") -> None:
+        """Fill `rows` with what its codes and its part of `scales` stand for."""
+        import torch
+        from bitsandbytes import functional
+
+        kind = getattr(torch, self.from_dtype)
+        state = functional.QuantState(
+            scales, rows.shape, functional.get_4bit_type(self.quant_type, rows.device), self.blocksize,
+            self.quant_type, kind,
         )  # fmt: skip
-        back: torch.Tensor = functional.dequantize_4bit(packed, state)
-        return back.to(weight.dtype)
+        rows.copy_(functional.dequantize_4bit(codes, state))
+
+    def apply(self, weight: "torch.Tensor") -> "torch.Tensor":
+        """A whole weight as it was quantised at loading and dequantised; same shape and dtype."""
+        import torch
+
+        ranges = list(self.pieces(weight.shape, 0, len(weight)))
+        packed = [self.pack(weight[first:last]) for first, last in ranges]
+        scales, back = self.scales(packed), torch.empty_like(weight)
+        for (first, last), (codes, own) in zip(ranges, packed, strict=True):
+            self.unpack(codes, self.part(scales, weight.shape, first, len(own)), back[first:last])
+        return back
+
+    def part(self, scales: "torch.Tensor", shape: Sequence[int], first: int, count: int) -> "torch.Tensor":
+        """The `count` scales of the rows from `first` on."""
+        start = first * prod(shape[1:]) // self.blocksize
+        return scales[start : start + count]
 
 
 def told(adapter_dir: Path, base_dir: Path, trained_on: str | None) -> RoundTrip | None:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import shards
 from finetune.adapter import finite, parts
-from finetune.deltas import DTYPE, Change, Update, read_rows, read_tensor, row_bytes
+from finetune.deltas import DTYPE, Change, Update, read_rows, row_bytes
 from finetune.errors import RecipeError
 from finetune.fourbit import RoundTrip
 
 if TYPE_CHECKING:
     import torch
+
+    from finetune.fourbit import Packed
 
     Block = tuple[torch.Tensor, torch.Tensor]
     """Bytes that are ready to be written, and the buffer that they lie in."""
@@ -61,7 +63,7 @@ def write_shard(
     ):  # fmt: skip
         _write(handle, memoryview(header))
         flushed, flushing = 0, syncer.submit(int)
-        for block, buffer in _ahead(workers, _tasks(entries, block_bytes, free), threads + 1):
+        for block, buffer in _ahead(workers, _tasks(entries, block_bytes, free, workers), threads + 1):
             data = memoryview(block.numpy())
             hashing.append((hasher.submit(digest.update, data), buffer))
             _write(handle, data)
@@ -81,32 +83,68 @@ def write_shard(
 
 
 def _tasks(
-    entries: Sequence[Entry], block_bytes: int, free: "list[torch.Tensor]"
+    entries: Sequence[Entry], block_bytes: int, free: "list[torch.Tensor]", workers: ThreadPoolExecutor
 ) -> "Iterator[Callable[[], Block]]":
     for entry in entries:
         changes = [Change(update, own_base=own) for update, own in entry.updates]
-        whole = entry.trip.apply(read_tensor(entry.source)) if entry.trip else None
-        for first, last in parts(entry.source, block_bytes):
-            yield partial(_block, entry, changes, whole, first, last, free)
+        ranges = list(parts(entry.source, block_bytes))
+        if entry.trip is None:
+            yield from (partial(_block, entry, changes, partial(_read, entry, *part, free), *part) for part in ranges)
+            continue
+        if not entry.trip.cuttable(entry.source.shape):
+            ranges = [(0, ranges[-1][1])]
+        packed = list(workers.map(partial(_pack, entry), ranges))
+        scales = entry.trip.scales(piece for group in packed for piece in group)
+        for part in ranges:
+            yield partial(_block, entry, changes, partial(_unpack, entry, scales, packed.pop(0), *part, free), *part)
 
 
-def _block(
-    entry: Entry, changes: Sequence[Change], whole: "torch.Tensor | None", first: int, last: int,
-    free: "list[torch.Tensor]",
+def _read(entry: Entry, first: int, last: int, free: "list[torch.Tensor]") -> "Block":
+    """Rows [first, last) as they are stored, and the buffer that they lie in."""
+    buffer = _buffer(entry, last - first, free)
+    return read_rows(entry.source, first, last, buffer), buffer
+
+
+def _pack(entry: Entry, part: tuple[int, int]) -> "list[Packed]":
+    assert entry.trip is not None
+    rows, first = read_rows(entry.source, *part), part[0]
+    return [entry.trip.pack(rows[a - first : b - first]) for a, b in entry.trip.pieces(entry.source.shape, *part)]
+
+
+def _unpack(
+    entry: Entry, scales: "torch.Tensor", packed: "list[Packed]", first: int, last: int, free: "list[torch.Tensor]"
 ) -> "Block":
-    """Rows [first, last), merged and known to be finite."""
+    """Rows [first, last) as their 4-bit codes stand for, and the buffer that they lie in."""
     import torch
 
+    assert entry.trip is not None
+    shape, buffer = entry.source.shape, _buffer(entry, last - first, free)
+    rows = buffer[: row_bytes(entry.source) * (last - first)].view(getattr(torch, DTYPE[entry.source.dtype]))
+    rows = rows.view(last - first, *shape[1:])
+    for (a, b), (codes, own) in zip(entry.trip.pieces(shape, first, last), packed, strict=True):
+        entry.trip.unpack(codes, entry.trip.part(scales, shape, a, len(own)), rows[a - first : b - first])
+    return rows, buffer
+
+
+def _buffer(entry: Entry, rows: int, free: "list[torch.Tensor]") -> "torch.Tensor":
+    """Memory for so many rows, used before if it can be."""
+    import torch
+
+    size = row_bytes(entry.source) * rows
     try:
         buffer = free.pop()
     except IndexError:  # asking first would not help: another thread may take the last one in between
         buffer = torch.empty(0, dtype=torch.uint8)
-    if whole is None:
-        size = row_bytes(entry.source) * (last - first)
-        buffer = buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8)
-        block = read_rows(entry.source, first, last, buffer)
-    else:
-        block = whole[first:last]
+    return buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8)
+
+
+def _block(
+    entry: Entry, changes: Sequence[Change], rows: "Callable[[], Block]", first: int, last: int
+) -> "Block":
+    """Rows [first, last), merged and known to be finite."""
+    import torch
+
+    block, buffer = rows()
     for change in changes:
         change(block, first, last)
     if entry.source.dtype in DTYPE and not finite(block):
