@@ -11,14 +11,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune import provenance
 from finetune.errors import RecipeError
 
 MANIFEST = "manifest.json"
+_HASHED = ".hashed.json"
 _CHUNK = 1 << 20
 
 
@@ -113,6 +115,7 @@ def build(
     final, partial = root / f"{stage.name}-{key}", root / f"{stage.name}-{key}.partial"
     say(f"{stage.name}: {'going on with' if partial.is_dir() else 'starting'} {final.name}")
     began = time.monotonic()
+    software = provenance.software()
     with explained(root):
         partial.mkdir(parents=True, exist_ok=True)
         facts = stage.run(config, out=partial, **inputs, **live)
@@ -125,6 +128,7 @@ def build(
             inputs=inputs,
             facts=facts,
             seconds=time.monotonic() - began,
+            made={**software, **provenance.hardware()},
         )
     return read(final)
 
@@ -139,12 +143,17 @@ def publish(
     inputs: Mapping[str, Artifact],
     facts: Mapping[str, Any],
     seconds: float,
+    made: Mapping[str, Any],
 ) -> None:
     """Hash the files, write the manifest last, rename. After a kill before the rename nothing is published.
 
-    `seconds` are those of the attempt that finished: what killed attempts took is not known.
+    `seconds` and `made` (finetune.provenance) are those of the attempt that finished: of killed ones nothing is known.
+    Neither is part of the key or of the digest, and a manifest from before `made` was recorded lacks it.
     """
-    files = {str(path.relative_to(partial)): hash_file(path) for path in walk(partial)}
+    known = remembered(partial)
+    names = [str(path.relative_to(partial)) for path in walk(partial)]
+    files = {name: known.get(name) or hash_file(partial / name) for name in names}
+    remember(partial, files)
     manifest = {
         "stage": stage.name,
         "version": stage.version,
@@ -155,10 +164,57 @@ def publish(
         "digest": hashlib.sha256(canonical_json(files).encode()).hexdigest(),
         "facts": facts,
         "seconds": round(seconds, 2),
+        "made": made,
     }
     write_whole(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
     partial.replace(final)
     sync_directory(final.parent)
+
+
+def remember(folder: Path, digests: Mapping[str, str]) -> None:
+    """Note the sha256 of files below `folder` (name -> digest) that was made while they were written or read, so that
+    65 GB are not read again only to know it. A file counts as the same while size, time of change and inode are."""
+    noted = _noted(folder) | {name: [digest, *_seen(folder / name)] for name, digest in digests.items()}
+    write_whole(folder / _HASHED, json.dumps(noted))
+
+
+def remembered(folder: Path) -> dict[str, str]:
+    """name -> sha256 of the files that `remember` was told of and that have not been touched since."""
+    return {
+        name: digest for name, (digest, *seen) in _noted(folder).items()
+        if (folder / name).is_file() and seen == _seen(folder / name)
+    }  # fmt: skip
+
+
+def checked(artifact: Artifact, names: Iterable[str]) -> dict[str, str]:
+    """name -> sha256 of files of a finished stage, read only where one was touched since, or copied.
+
+    Raises RecipeError where the bytes are not those of the manifest.
+    """
+    known, files, found = remembered(artifact.path), artifact.manifest["files"], {}
+    for name in names:
+        path = artifact.path / name
+        found[name] = known.get(name) or (hash_file(path) if path.is_file() else "missing")
+        if found[name] != files[name]:
+            raise RecipeError.one(
+                str(path), None, f"its bytes are not those that {artifact.stage} wrote",
+                f"it was changed by hand; remove {artifact.path} and run the same command again",
+            )  # fmt: skip
+    return found
+
+
+def _noted(folder: Path) -> dict[str, list[Any]]:
+    """What `remember` wrote; nothing where it wrote nothing or another hand did."""
+    try:
+        found = json.loads((folder / _HASHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _seen(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def hash_file(path: Path) -> str:

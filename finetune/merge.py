@@ -22,6 +22,7 @@ from finetune.artifacts import (
     explained,
     hash_file,
     read,
+    remember,
     sync_directory,
     write_whole,
 )
@@ -71,6 +72,7 @@ def run(
         yarn=settings.model.rope_parameters,
         say=say,
     )
+    remember(out, {f"model/{name}": digest for name, digest in summary["files"].items()})
     (out / leftovers.NOTE).unlink()
     return {"merged_tensors": summary["merged_tensors"], "bytes": summary["bytes"], "base_used": summary["base_used"]}
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import Problem, RecipeError
+from finetune.errors import RecipeError
 from finetune.findings import Finding, finding
 
 if TYPE_CHECKING:
@@ -92,8 +92,11 @@ def is_demo(private_key: Path) -> bool:
     return private_key.read_text(encoding="utf-8", errors="replace").startswith(_DEMO)
 
 
-def sign(directory: Path, private_key: Path) -> Path:
-    """Sign every file of `directory` and write `model.sig` into it, replacing another. Reads every byte."""
+def sign(directory: Path, private_key: Path, *, known: Mapping[str, str] | None = None) -> Path:
+    """Sign every file of `directory` and write `model.sig` into it, replacing another.
+
+    `known`: name -> sha256 of files that need not be read, because the caller knows that they are still those bytes.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = load_private(private_key)
@@ -101,7 +104,7 @@ def sign(directory: Path, private_key: Path) -> Path:
         rule = "a link is not signed, since no reader follows it"
         raise RecipeError.one(str(directory), links[:3], rule, "put the file itself there")
     (directory / _UNFINISHED).unlink(missing_ok=True)  # of a killed attempt: listed, it would be missed for ever
-    digests = {name: _hash(directory / name) for name in _names(directory)}
+    digests = {name: (known or {}).get(name) or _hash(directory / name) for name in _names(directory)}
     statement = {
         "_type": _STATEMENT,
         "subject": [{"name": directory.resolve().name, "digest": {"sha256": _root(list(digests.values()))}}],
@@ -144,16 +147,6 @@ def signed_with(directory: Path, private_key: Path) -> bool:
         return False
     public = load_private(private_key).public_key()
     return hint == _hint(public) and _valid(public, envelope)
-
-
-def check(directory: Path, public_key: Path | None) -> list[Problem]:
-    """What is wrong with the signature of `directory` and the files it lists; reads every byte of them.
-
-    Without a key only that the files are those that were listed: who signed the list stays unproven.
-    """
-    trusted = None if public_key is None else load_public(public_key)
-    findings, _ = examine(directory, trusted, {name: _hash(directory / name) for name in _names(directory)})
-    return list(findings)
 
 
 def load_public(file: Path) -> PublicKey:

@@ -1,6 +1,10 @@
 """A stage is either finished and whole, or not there."""
 
+import hashlib
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import artifacts
+from finetune import artifacts, provenance
 from finetune.artifacts import Artifact, Stage, build
 from finetune.errors import RecipeError
 
@@ -73,7 +77,7 @@ def test_kill_9_before_the_rename_leaves_nothing_that_looks_finished(tmp_path: P
         """
         import os, signal, sys
         from pathlib import Path
-        from finetune import artifacts
+        from finetune import artifacts, provenance
         def work(config, *, out):
             (out / "a.txt").write_text("a")
             return {}
@@ -144,3 +148,101 @@ def test_the_manifest_lists_each_file_with_its_hash(tmp_path: Path) -> None:
 def test_write_whole_leaves_no_temporary_file(tmp_path: Path) -> None:
     artifacts.write_whole(tmp_path / "a.json", "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_made_a_stage_is_recorded_and_changes_neither_key_nor_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(STAGE, {"number": 1}, root=tmp_path / "a", inputs={}, say=silent)
+    known = provenance.software()
+    assert first.manifest["made"] == {**known, **provenance.hardware()}
+    assert first.manifest["made"]["device"] == "cpu"
+    monkeypatch.setattr(provenance, "software", lambda: known | {"packages": {"torch": "9.9"}})
+    other = build(STAGE, {"number": 1}, root=tmp_path / "b", inputs={}, say=silent)
+    assert other.manifest["made"]["packages"] == {"torch": "9.9"}
+    assert (other.manifest["key"], other.digest) == (first.manifest["key"], first.digest)
+
+
+def test_a_finished_stage_from_before_that_was_recorded_is_not_made_again(tmp_path: Path) -> None:
+    first = build(STAGE, {"number": 1}, root=tmp_path, inputs={}, say=silent)
+    old = {key: value for key, value in first.manifest.items() if key != "made"}
+    (first.path / "manifest.json").write_text(json.dumps(old))
+    again = Stage("number", 1, lambda config, out: pytest.fail("ran again"))
+    assert build(again, {"number": 1}, root=tmp_path, inputs={}, say=silent).manifest == old
+
+
+BIG = 32 << 20
+
+
+def large(config: dict, *, out: Path) -> dict:
+    """Writes, and says what it wrote as MERGE does, who hashes while writing."""
+    (out / "weights").write_bytes(b"a" * BIG)
+    artifacts.remember(out, {"weights": config["sha256"]})
+    return {}
+
+
+def bytes_read() -> int:
+    """By this process in all its read calls, cached or not."""
+    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Artifact:
+    config = {"sha256": hashlib.sha256(b"a" * BIG).hexdigest()}
+    provenance.software()  # its first call reads packages
+    before = bytes_read()
+    made = build(Stage("large", 1, large), config, root=tmp_path, inputs={}, say=silent)
+    assert bytes_read() - before < BIG // 8, "what was hashed while it was written is not read to publish it"
+    assert made.manifest["files"] == {"weights": config["sha256"]}
+    return made
+
+
+def test_what_was_hashed_while_it_was_written_is_not_read_again(weights: Artifact) -> None:
+    before = bytes_read()
+    assert artifacts.checked(weights, ["weights"]) == weights.manifest["files"]
+    assert bytes_read() - before < BIG // 8
+    (weights.path / ".hashed.json").unlink()  # as of a stage from before this, or one that came from elsewhere
+    assert artifacts.checked(weights, ["weights"]) == weights.manifest["files"]
+    assert BIG < bytes_read() - before < BIG * 9 // 8, "each byte once"
+
+
+def rewritten(path: Path) -> None:
+    with path.open("r+b") as handle:
+        handle.write(b"b")
+
+
+def replaced(path: Path) -> None:
+    before = path.stat()
+    path.rename(path.with_name("old"))
+    path.write_bytes(b"b" + b"a" * (BIG - 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def cut(path: Path) -> None:
+    before = path.stat()
+    os.truncate(path, BIG - 1)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("spoil", [rewritten, replaced, cut, Path.unlink])
+def test_a_file_that_changed_since_it_was_hashed_is_refused(weights: Artifact, spoil: Callable[[Path], None]) -> None:
+    """Another time, another inode, another size, or gone: each of the three that are looked at is enough."""
+    spoil(weights.path / "weights")
+    with pytest.raises(RecipeError, match="its bytes are not those that large wrote"):
+        artifacts.checked(weights, ["weights"])
+
+
+def test_a_file_that_was_copied_or_touched_is_read_and_accepted_when_its_bytes_are_the_same(weights: Artifact) -> None:
+    os.utime(weights.path / "weights")
+    assert artifacts.checked(weights, ["weights"]) == weights.manifest["files"]
+    elsewhere = shutil.copytree(weights.path, weights.path.with_name("elsewhere"))
+    assert artifacts.checked(artifacts.read(elsewhere), ["weights"]) == weights.manifest["files"]
+
+
+def test_a_note_that_another_hand_wrote_is_no_reason_to_believe_it(weights: Artifact) -> None:
+    (weights.path / ".hashed.json").write_text("[]")
+    before = bytes_read()
+    assert artifacts.checked(weights, ["weights"]) == weights.manifest["files"]
+    assert bytes_read() - before > BIG

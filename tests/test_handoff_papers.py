@@ -14,16 +14,14 @@ from test_handoff import bundle, hand_over, made, publish, quiet  # noqa: F401 -
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune import handoff as stage
-from finetune import parity, signing
+from finetune import parity, provenance, signing
 from finetune.artifacts import Artifact, hash_file
-from finetune.config.recipe import without_places
 from finetune.errors import RecipeError
 from finetune.handoff import bom, golden, lineage, rollback
 from finetune.handoff.lineage import bundle_id
 from finetune.handoff.publish import newest
 from finetune.handoff.publish import publish as hand_out
 from finetune.train import identity, ready, without_folders
-from finetune.verify import verify
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -121,7 +119,9 @@ def test_another_machine_and_commit_change_the_lineage_and_the_papers_made_from_
 ):  # fmt: skip
     here = lineage.environment()
     there = here | {"cpu": "another", "packages": here["packages"] | {"torch": "9.9"}}
-    monkeypatch.setattr(lineage, "_checkout", lambda: {"commit": "c" * 40, "dirty": False})
+    known = provenance.software()
+    code = known["code"] | {"commit": "c" * 40, "dirty": False}
+    monkeypatch.setattr(provenance, "software", lambda: known | {"code": code})
     one, other = files_of(bundle), files_of(hand_over(made, tmp_path / "out", run_facts={"environment": there}))
     assert one.keys() == other.keys()
     assert {name for name in one if one[name] != other[name]} == {
@@ -145,7 +145,7 @@ def test_killed_after_the_golden_answers_the_stage_goes_on_to_the_same_bytes(
         patched.setattr("finetune.handoff.golden._answer", lambda *_: pytest.fail("asked a second time"))
         resumed = hand_over(made, tmp_path / "out")
     assert files_of(resumed) == files_of(bundle)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bundle"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".hashed.json", "bundle"]
 
 
 # --- bill of materials, card, licences -------------------------------------------------------------------------------
@@ -233,12 +233,12 @@ def test_a_later_bundle_says_what_changed_since_the_one_before(bundle, made, tmp
     work = tmp_path / "work"
     shutil.copytree(bundle, work / "handoff-old/bundle")
     hand_out(Artifact(work / "handoff-old", {"stage": "handoff"}), work, None)
-    changes = {"limits": "a | b", "score": made.recipe.score.model_copy(update={"resamples": 5000})}
+    changes = {"limits": "a | b", "score": made.recipe.score.model_copy(update={"general_tokens": 5000})}
     later = hand_over(made, tmp_path / "out", run_facts={"previous": newest(work)}, **changes)
     text = (later / "ROLLBACK.md").read_text()
     assert bundle_id(bundle) in text
     assert bundle_id(later) in text
-    assert "| score.resamples | 10000 | 5000 |" in text
+    assert "| score.general_tokens | 8000 | 5000 |" in text
     assert "| limits | " in text
     assert "a \\| b" in text
     assert "| adapter |" not in text, "the adapter is the same one"
@@ -304,38 +304,7 @@ def test_quantised_models_stand_beside_the_merged_one_unless_vetoed(bundle, made
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((later / "bom.cdx.json").read_text()) is None
 
 
-# --- signature -------------------------------------------------------------------------------------------------------
-
-
-def test_a_bundle_is_signed_once_by_each_key_and_again_by_another(bundle, tmp_path):  # noqa: F811
-    work = tmp_path / "work"
-    shutil.copytree(bundle, work / "handoff-one/bundle")
-    handed = Artifact(work / "handoff-one", {"stage": "handoff"})
-    keys = [signing.keygen(tmp_path / name) for name in ("first", "second")]
-    seen = []
-    for private, _ in (keys[0], keys[0], keys[1]):
-        link = hand_out(handed, work, str(private))
-        seen.append((link / "model.sig").read_bytes())
-    assert seen[0] == seen[1] != seen[2], "signing again would read 65 GB again; another key has to sign"
-    assert verify(work / "bundle", deep=True, key=keys[1][1], say=quiet) == []
-    assert verify(work / "bundle", deep=True, key=keys[0][1], say=quiet) != []
-
-
-def test_the_signing_key_stands_in_no_key_no_config_and_no_file(made, bundle, tmp_path):  # noqa: F811
-    private, _ = signing.keygen(tmp_path / "keys")
-    handoff = made.recipe.handoff.model_copy(update={"signing_key": str(private)})
-    recipe = made.recipe.model_copy(update={"handoff": handoff})
-    assert identity(recipe, stage.Config) == identity(made.recipe, stage.Config)
-    assert str(private) not in json.dumps(without_places(recipe.model_dump(mode="json")))
-    signed = hand_over(made, tmp_path / "out", handoff=handoff)
-    hand_out(Artifact(tmp_path / "out", {"stage": "handoff"}), tmp_path, str(private))
-    secret = private.read_bytes()
-    for path in signed.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert secret[40:80] not in content, path
-            assert str(private).encode() not in content, path
-    assert {name for name in files_of(signed) if name not in files_of(bundle)} == {"model.sig"}
+# --- what the recipe says -------------------------------------------------------------------------------------------
 
 
 def test_the_command_in_the_report_names_no_folder_and_no_account():

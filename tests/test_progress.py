@@ -109,8 +109,9 @@ def test_stages_behind_a_finished_training_are_looked_at_too(prepared):
     partial.mkdir()
     (partial / "adapter_model.safetensors").write_bytes(b"trained")
     artifacts.publish(
-        partial, final, stage=SFT_STAGE, key=key, config=identity(recipe, Config), inputs=given, facts={}, seconds=1.0
-    )
+        partial, final, stage=SFT_STAGE, key=key, config=identity(recipe, Config), inputs=given, facts={}, seconds=1.0,
+        made={},
+    )  # fmt: skip
     assert states(prepared, "method.lora.r=4")["sft"] == "cached"
     from finetune import merge
 

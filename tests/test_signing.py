@@ -1,8 +1,10 @@
 """Signatures: the official verifier reads ours, ours reads its, and nothing else passes."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,14 @@ def keys(tmp_path) -> tuple[Path, Path]:
     return signing.keygen(tmp_path / "keys")
 
 
-def names(folder: Path, public: Path | None) -> list[str]:
-    return [problem.name for problem in signing.check(folder, public)]
+def names(folder: Path, public: Path) -> list[str]:
+    """The rules of signatures that `finetune verify FOLDER --key PUB` names, exit code and all."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        code = main(["verify", str(folder), "--key", str(public), "--json"])
+    found = [finding["rule"] for finding in json.loads(said.getvalue())["findings"]]
+    assert code == (2 if found else 0)
+    return [name for name in found if name.startswith("signature-")]
 
 
 def official(*words: object) -> subprocess.CompletedProcess[str]:
@@ -199,9 +207,9 @@ def test_a_lone_key_that_is_not_what_is_asked_for_stays_as_it_is(tmp_path):
 def test_a_key_that_is_none_is_a_mistake_of_the_user_and_its_text_is_not_repeated(folder, keys, tmp_path):
     bad = tmp_path / "bad"
     bad.write_text("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n")
-    for call in (lambda: signing.sign(folder, bad), lambda: signing.check(folder, bad),
-                 lambda: signing.check(folder, keys[0]), lambda: signing.sign(folder, keys[1]),
-                 lambda: signing.check(folder, tmp_path / "nowhere")):  # fmt: skip
+    for call in (lambda: signing.sign(folder, bad), lambda: signing.load_public(bad),
+                 lambda: signing.load_public(keys[0]), lambda: signing.sign(folder, keys[1]),
+                 lambda: signing.load_public(tmp_path / "nowhere")):  # fmt: skip
         with pytest.raises(RecipeError) as caught:
             call()
         assert "hunter2" not in str(caught.value)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from finetune.artifacts import Artifact, Stage, read, write_whole
+from finetune.artifacts import Artifact, Stage, read, remember, write_whole
 from finetune.config.data import Prepare, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Alerts, Gates, Privacy, Score
 from finetune.config.machine import Machine
@@ -102,9 +102,9 @@ def run(
     papers.rename(bundle)
     known = placed.place_model(checkpoint, bundle)
     siblings = {scheme: found for scheme, found in quantised.items() if found["vetoed"] is None}
-    for scheme, found in siblings.items():
+    for scheme in siblings:
         assert exported is not None
-        known |= placed.place_quantised(exported, scheme, found["files"], bundle)
+        known |= placed.place_quantised(exported, scheme, bundle)
     placed.place_adapter(adapter, settings.model, bundle)
     documents = run_facts.get("documents") or {"root": None, "files": {}}
     root = Path(documents["root"]) if documents["root"] else None
@@ -129,7 +129,8 @@ def run(
     previous = run_facts.get("previous")
     write_whole(bundle / "ROLLBACK.md", rollback.render(bundle, Path(previous) if previous else None))
     standalone.write(bundle)
-    placed.finish(bundle, known)
+    sums = placed.finish(bundle, known)
+    remember(out, {f"bundle/{name}": digest for name, digest in sums.items()})
     problems = verify(bundle, say=lambda _: None)  # what it says of the signature holds only before it is signed
     if problems:
         raise RecipeError(problems)
@@ -192,4 +193,4 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     write_whole(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-STAGE = Stage("handoff", 2, run)
+STAGE = Stage("handoff", 3, run)

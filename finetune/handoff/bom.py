@@ -32,7 +32,7 @@ def build(
 ) -> dict[str, Any]:
     """The whole document. `traced` is lineage.json, `facts` report.json, `licences` what stands in LICENSES/."""
     data = list(_data(settings, traced["documents"], licences))
-    libraries = list(_libraries(traced["environment"]["packages"]))
+    libraries = list(_libraries(_versions(traced)))
     adapter = _adapter(settings, traced)
     quantised = [_quantised(settings, scheme, found) for scheme, found in sorted(traced["quantised"].items())]
     model = _model(settings, traced, facts, [entry["bom-ref"] for entry in data])
@@ -98,6 +98,7 @@ def _model(
             "dtype": settings.model.dtype, "template_sha256": traced["template"]["sha256"],
             "merged_into": traced["merge"]["base_used"], "commit": traced["code"]["commit"],
             "uncommitted_changes": traced["code"]["dirty"],
+            **{f"stage:{entry['stage']}": _made(entry["made"]) for entry in traced["stages"]},
         }),
         "components": _files(traced["checkpoint"]["files"], "model"),
     }  # fmt: skip
@@ -156,12 +157,31 @@ def _data(
         }  # fmt: skip
 
 
-def _libraries(packages: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    for name, version in sorted(packages.items()):
+def _versions(traced: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """(package, version) -> the stages that had it; the last one is the process that made this bundle."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for stage in [*traced["stages"], {"stage": "handoff", "made": traced["environment"]}]:
+        for package in ((stage["made"] or {}).get("packages") or {}).items():
+            found.setdefault(package, []).append(stage["stage"])
+    return found
+
+
+def _libraries(versions: Mapping[tuple[str, str], Sequence[str]]) -> Iterator[dict[str, Any]]:
+    for (name, version), stages in sorted(versions.items()):
         purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"
-        found = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+        found: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
         licence = _licence_of(name)
-        yield found | ({"licenses": licence} if licence else {})
+        found |= {"licenses": licence} if licence else {}
+        yield found | {"properties": _properties({"stages": ", ".join(stages)})}
+
+
+def _made(made: Mapping[str, Any] | None) -> str:
+    """By which commit and on what a stage was made, in one line."""
+    if not made:
+        return "not recorded"
+    code = made["code"]
+    dirty = " with uncommitted changes" if code["dirty"] else ""
+    return f"commit {code['commit'] or 'unknown'}{dirty}; Python {made['python']}; {made['gpu'] or made['cpu']}"
 
 
 def _licence_of(package: str) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def render(
     ).get_template("card.md.jinja")  # fmt: skip
     return template.render(
         front=yaml.safe_dump(_front(settings, facts), allow_unicode=True, sort_keys=False),
-        s=settings, f=facts, lineage=lineage, licences=licences, systems=_SYSTEMS, number=_number,
+        s=settings, f=facts, lineage=lineage, licences=licences, systems=_SYSTEMS, number=_number, code=_code,
         quantised=dict(sorted(facts.get("export", {}).items())),
     )  # fmt: skip
 
@@ -62,3 +62,9 @@ def _front(settings: "Config", facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(value: Any) -> str:
     return "-" if value is None else f"{float(value):.3f}"
+
+
+def _code(code: Mapping[str, Any]) -> str:
+    if not code["commit"]:
+        return "from no checkout"
+    return f"commit `{code['commit'][:12]}`{' with uncommitted changes' if code['dirty'] else ''}"

@@ -4,36 +4,27 @@ docs/bundle.md explains every key.
 """
 
 import hashlib
-import os
-import platform
-import subprocess
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune import provenance
 from finetune.artifacts import Artifact
 from finetune.memory import here
 
-SCHEMA_VERSION = "2"
-_PACKAGES = (
-    "torch", "transformers", "peft", "trl", "accelerate", "deepspeed", "datasets", "bitsandbytes", "tokenizers",
-    "safetensors", "numpy", "hydra-core", "wandb", "scikit-learn",
-)  # fmt: skip
+SCHEMA_VERSION = "3"
 _MERGED = ("adapter_sha256", "base_used", "base_chosen_because", "round_trip")
 
 
 def environment() -> dict[str, Any]:
     """Versions and hardware of this machine; no host name, no user, no paths."""
-    found = here()
+    found, software, hardware = here(), provenance.software(), provenance.hardware()
     return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
-        "threads": len(os.sched_getaffinity(0)),
+        "python": software["python"],
+        **{name: hardware[name] for name in ("platform", "cpu", "threads")},
         "gpus": ", ".join(gpu.name for gpu in found.gpus) or None,
         "memory_gib": round(found.memory_gib),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": software["packages"],
     }
 
 
@@ -48,11 +39,13 @@ def trace(
     `bundle`; `quantised` is what EXPORT says of the models that are handed over.
     """
     settings = config["model"]
+    code = provenance.software()["code"]
+    recorded = {stage.stage: stage.manifest.get("made") for stage in stages}
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": config["name"],
         "seed": config["seed"],
-        "code": {"version": _version("finetune-toolkit"), **_checkout()},
+        "code": code,
         "base": {
             "name": settings["name"], "revision": settings["revision"], "note": settings["note"],
             "licence": settings["licence"], "digest": base.digest,
@@ -62,7 +55,7 @@ def trace(
             {
                 "stage": stage.stage, "key": stage.manifest["key"], "version": stage.manifest["version"],
                 "digest": stage.digest, "inputs": dict(stage.manifest["inputs"]),
-                "files": dict(stage.manifest["files"]),
+                "files": dict(stage.manifest["files"]), "made": recorded[stage.stage],
             }
             for stage in stages
         ],
@@ -81,7 +74,37 @@ def trace(
         "golden": dict(golden),
         "signer": config["handoff"]["signer"],
         "environment": dict(environment),
+        "differences": differences({**recorded, "handoff": {"code": code, **environment}}),
     }  # fmt: skip
+
+
+def differences(made: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+    """[{what, values: [{value, stages}]}]: commit, versions and machine, where not all stages had the same.
+
+    `made`: stage -> what its manifest says (finetune.provenance), None where nothing was recorded then: its value is
+    "unknown". Which device a stage used is its own affair; two kinds of GPU are a difference.
+    """
+    said = {stage: dict(_said(found)) for stage, found in made.items()}
+    compared = []
+    for what in dict.fromkeys(name for found in said.values() for name in found):
+        values: dict[str, list[str]] = {}
+        for stage, found in said.items():
+            if what != "gpu" or what in found:
+                values.setdefault(found.get(what, "not installed") if found else "unknown", []).append(stage)
+        if len(values) > 1:
+            compared.append({"what": what, "values": [{"value": key, "stages": who} for key, who in values.items()]})
+    return compared
+
+
+def _said(made: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if made is None:
+        return
+    commit = made["code"]["commit"]
+    yield "commit", f"{commit}{' with uncommitted changes' if made['code']['dirty'] else ''}" if commit else "none"
+    yield from ((name, str(made[name])) for name in ("python", "platform", "cpu"))
+    if made.get("gpu"):
+        yield "gpu", str(made["gpu"])
+    yield from made["packages"].items()
 
 
 def bundle_id(bundle: Path) -> str:
@@ -94,37 +117,3 @@ def _files(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
         path.name: known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _checkout() -> dict[str, Any]:
-    """Commit that this code runs from and whether its files differ from it; None when it was installed without one."""
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".")
-    return {"commit": commit or None, "dirty": None if not commit or changed is None else bool(changed)}
-
-
-def _git(*words: str) -> str | None:
-    package = Path(__file__).resolve().parents[1]
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(package), *words], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None

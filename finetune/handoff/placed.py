@@ -4,9 +4,9 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune.artifacts import Artifact, hash_file, write_whole
+from finetune.artifacts import Artifact, checked, hash_file, write_whole
 from finetune.config.model import Model
 
 if TYPE_CHECKING:
@@ -17,13 +17,12 @@ _TEXTS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
 def place_model(checkpoint: Artifact, bundle: Path) -> dict[str, str]:
     """`model/`: weights hard-linked, the rest copied. Returns the hashes that are known: bundle path -> sha256."""
-    merged = json.loads(checkpoint.file("merge.json").read_text(encoding="utf-8"))
-    return _place(checkpoint.file("model"), bundle / "model", merged["files"])
+    return _place(checkpoint, "model", bundle / "model")
 
 
-def place_quantised(exported: Artifact, scheme: str, files: Mapping[str, str], bundle: Path) -> dict[str, str]:
-    """`model-<scheme>/`, the same way; `files` are the hashes that EXPORT wrote down."""
-    return _place(exported.file(scheme), bundle / f"model-{scheme}", files)
+def place_quantised(exported: Artifact, scheme: str, bundle: Path) -> dict[str, str]:
+    """`model-<scheme>/`, the same way."""
+    return _place(exported, scheme, bundle / f"model-{scheme}")
 
 
 def place_adapter(adapter: Artifact, model: Model, bundle: Path) -> None:
@@ -65,31 +64,34 @@ def place_licences(base: Artifact, settings: "Config", documents: Path | None, b
     return found
 
 
-def finish(bundle: Path, known: Mapping[str, str]) -> None:
-    """Modes for any reader (scripts may be run), then SHA256SUMS over everything else."""
+def finish(bundle: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """Modes for any reader (scripts may be run), then SHA256SUMS over everything else, whose content is returned."""
     for path in bundle.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.suffix in (".sh", ".pyz") else 0o644)
     bundle.chmod(0o755)
     names = sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file())
-    sums = [f"{known.get(name) or hash_file(bundle / name)}  {name}" for name in names]
-    write_whole(bundle / "SHA256SUMS", "\n".join(sums) + "\n")
+    sums = {name: known.get(name) or hash_file(bundle / name) for name in names}
+    write_whole(bundle / "SHA256SUMS", "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     (bundle / "SHA256SUMS").chmod(0o644)
+    return sums
 
 
-def _place(source: Path, target: Path, recorded: Mapping[str, Any]) -> dict[str, str]:
+def _place(made: Artifact, folder: str, target: Path) -> dict[str, str]:
     target.mkdir()
-    known = {}
-    for path in sorted(source.iterdir()):
-        if path.suffix == ".safetensors":
-            _link(path, target / path.name)
-            known[f"{target.name}/{path.name}"] = str(recorded[path.name])
-        else:
+    linked = []
+    for path in sorted(made.file(folder).iterdir()):
+        if path.suffix != ".safetensors":
             shutil.copyfile(path, target / path.name)
-    return known
+        elif _link(path, target / path.name):
+            linked.append(f"{folder}/{path.name}")
+    return {f"{target.name}/{Path(name).name}": digest for name, digest in checked(made, linked).items()}
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> bool:
+    """False where the file had to be copied: its bytes are then new ones."""
     try:
         target.hardlink_to(source)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
+        return False
+    return True

@@ -4,18 +4,21 @@ import os
 from pathlib import Path
 
 from finetune import signing
-from finetune.artifacts import Artifact
+from finetune.artifacts import Artifact, checked
 
 
 def publish(handoff: Artifact, work: Path, signing_key: str | None) -> Path:
     """Sign the bundle where a key is given and it does not carry that key's signature yet, then point `work/bundle` at
-    it and return that link; readers see the old bundle or the new one.
+    it and return that link; readers see the old bundle or the new one. Raises RecipeError, and signs nothing, where a
+    file is not what HANDOFF wrote; files untouched since then are not read again.
 
     The signature is no part of the stage: it differs at each signing, and a key that is given later still signs.
     """
     bundle = handoff.file("bundle")
     if signing_key is not None and not signing.signed_with(bundle, Path(signing_key)):
-        signing.sign(bundle, Path(signing_key))
+        digests = checked(handoff, handoff.manifest["files"])
+        known = {str(Path(name).relative_to("bundle")): digest for name, digest in digests.items()}
+        signing.sign(bundle, Path(signing_key), known=known)
     link, fresh = work / "bundle", work / f".bundle.{os.getpid()}"
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(Path(os.path.relpath(bundle, work)), target_is_directory=True)
