@@ -1,31 +1,31 @@
 """Baselines: what a language model has to beat must itself be right."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from real_rows import row, task
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from finetune.score.baselines import linear, majority, nearest
 from finetune.metrics import score
 from finetune.metrics.texts import words
+from finetune.score.baselines import linear, majority, nearest
 
-LABEL: Any = SimpleNamespace(metric="label_accuracy")
-ROUGE: Any = SimpleNamespace(metric="rouge_l")
+LABEL: Any = task("label_accuracy")
+ROUGE: Any = task("rouge_l")
 PROMPTS = [f"the {colour} {thing} broke" for colour in ("red", "green", "blue") for thing in ("pump", "hose", "belt")]
 
 
 def test_majority_is_the_most_frequent_answer_and_of_equals_the_alphabetically_first() -> None:
-    assert majority(["b", "a", "c", "b"], LABEL) == "b"
-    assert majority(["c", "a", "b"], LABEL) == "a"
+    assert majority(list(map(row, "bacb")), LABEL) == "b"
+    assert majority(list(map(row, "cab")), LABEL) == "a"
 
 
 def test_no_constant_answer_beats_majority_on_the_training_rows() -> None:
     answers = ["right to trial", "right to vote", "right to trial by jury", "power of congress", "power of congress"]
-    best = majority(answers, ROUGE)
-    totals = {answer: sum(score(answer, gold, ROUGE) for gold in answers) for answer in answers}
+    best = majority(list(map(row, answers)), ROUGE)
+    totals = {answer: sum(score(answer, row(gold), ROUGE) for gold in answers) for answer in answers}
     assert totals[best] == max(totals.values())
     assert best != "power of congress", "the most frequent answer is not the best constant here"
 
