@@ -34,7 +34,7 @@ _MODULES = {
     "export": ("finetune.export", "STAGE", "Config"),
     "handoff": ("finetune.handoff", "STAGE", "Config"),
 }
-_KEPT = {"pairs": ".samples.jsonl", "score": ".answers-*.jsonl", "bases": ".answers.jsonl", "proof": ".answers.jsonl"}
+_KEPT = {"pairs": ".samples.jsonl", "bases": ".answers.jsonl", "proof": ".answers.jsonl"}
 """Lines of work that a killed attempt left behind."""
 
 
@@ -61,7 +61,7 @@ def order_of(recipe: Recipe) -> list[str]:
     training = [name for stage in recipe.stages for name in (("pairs", "dpo") if stage == "dpo" else (stage,))]
     four_bit = ["bases"] if recipe.method.bnb is not None else []
     quantised = ["export"] if recipe.export else []
-    return ["prepare", *training, "score", *four_bit, "merge", "proof", *quantised, "handoff"]
+    return ["prepare", *training, *four_bit, "merge", "score", "proof", *quantised, "handoff"]
 
 
 def _start(recipe: Recipe) -> tuple[dict[str, Artifact] | None, str]:
@@ -125,7 +125,8 @@ def _inputs(
         wanted |= {"adapter": before[-1]}
     wanted |= {"preferences": "pairs"} if name == "dpo" else {}
     wanted |= {"bases": "bases"} if name == "merge" and recipe.method.bnb is not None else {}
-    wanted |= {"checkpoint": "merge"} if name in ("proof", "handoff") else {}
+    wanted |= {"checkpoint": "merge"} if name in ("score", "proof", "handoff") else {}
+    wanted |= {"sft": "sft"} if name == "score" and "dpo" in recipe.stages else {}
     wanted |= {"scores": "score", "proof": "proof"} if name == "handoff" else {}
     wanted |= {"exported": "export"} if name == "handoff" and recipe.export else {}
     if not all(stage in done for stage in wanted.values()):
@@ -146,6 +147,10 @@ def _left(name: str, partial: Path) -> str:
     if name == "export":
         made = sum(path.is_dir() for scheme in ("w4a16", "w8a8") for path in partial.glob(scheme))
         return f"{made} models quantised" if made else ""
+    if name == "score" and (partial / ".books.json").exists():
+        books = [Path(book) for book in json.loads((partial / ".books.json").read_text(encoding="utf-8"))]
+        kept = sum(book.read_bytes().count(b"\n") - 1 for book in books if book.exists())
+        return f"{kept} answers kept" if kept > 0 else ""
     if name in _KEPT:
         lines = sum(file.read_bytes().count(b"\n") for file in partial.glob(_KEPT[name]))
         return f"{lines} batches of answers kept" if lines else ""

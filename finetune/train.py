@@ -32,7 +32,7 @@ see also: finetune --help; finetune plan recipe=NAME"""
 
 
 def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -> Path:
-    """PREPARE, training, SCORE, BASES (4-bit only), MERGE, PROOF, EXPORT (if asked), HANDOFF. Returns the bundle."""
+    """PREPARE, training, BASES (4-bit only), MERGE, SCORE, PROOF, EXPORT (if asked), HANDOFF. Returns the bundle."""
     from finetune import bases, dpo, export, handoff, merge, pairs, proof, sft
     from finetune.base import find_base
     from finetune.corpus import prepare
@@ -45,7 +45,6 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
     work.mkdir(parents=True, exist_ok=True)
     base = find_base(recipe.model)
     machine = recipe.machine.model_dump(mode="json")
-    done: dict[str, Artifact] = {}
 
     def child(module: Any, live: dict[str, Any], **inputs: Artifact) -> Artifact:
         config = identity(recipe, module.Config)
@@ -55,8 +54,8 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
 
     documents = find_documents(recipe.sources, recipe.documents)
     inputs = {"base": base, "documents": documents}
-    config = identity(recipe, prepare.Config)
-    prepared = done["prepare"] = build_first(prepare.STAGE, config, root=work, inputs=inputs, say=say)
+    prepared = build_first(prepare.STAGE, identity(recipe, prepare.Config), root=work, inputs=inputs, say=say)
+    done: dict[str, Artifact] = {"prepare": prepared}
     training: dict[str, tuple[Stage, type[Section]]] = {
         "cpt": (sft.CPT_STAGE, sft.CptConfig),
         "sft": (sft.SFT_STAGE, sft.Config),
@@ -84,12 +83,13 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
             leave()
         if not is_first():
             return work / "bundle"
-        scores = child(score, {"machine": machine}, base=base, prepared=prepared, adapter=adapter)
         inputs = {"base": base, "adapter": adapter}
         if recipe.method.bnb is not None:
             inputs["bases"] = child(bases, {"machine": machine}, **inputs, prepared=prepared)
         merged = child(merge, {}, **inputs)
         inputs = {"base": base, "prepared": prepared, "adapter": adapter, "checkpoint": merged}
+        before = {"sft": done["sft"]} if "dpo" in recipe.stages else {}
+        scores = child(score, {"machine": machine, "answers": str(work / "answers")}, **inputs, **before)
         parity = child(proof, {"machine": machine}, **inputs)
         tracker.follow(scores, merged, parity)
         tracker.conclude(recipe, base=base, prepared=prepared, scores=scores, proof=parity)
@@ -101,8 +101,7 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
             "stages": {name: str(artifact.path) for name, artifact in done.items()},
             "documents": {"root": str(recipe.documents), "files": documents.facts["sources"]},
             "previous": newest(work),
-            "config": without_places(recipe.model_dump(mode="json")),
-            "words": without_folders(words),
+            "config": without_places(recipe.model_dump(mode="json")), "words": without_folders(words),
         }
         bundle = child(handoff, {"run_facts": facts, "machine": machine}, **inputs, scores=scores, proof=parity)
         tracker.follow(bundle)

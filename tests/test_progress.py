@@ -19,7 +19,7 @@ WORDS = [
     "tasks.fields.valid_rows=4", "tasks.fields.test_rows=8", "tasks.place.train_rows=8", "tasks.place.valid_rows=2",
     "tasks.place.test_rows=4", "sft.max_length=512", "stages=[sft]", "sft.max_steps=null",
 ]
-STAGES = ["prepare", "sft", "score", "merge", "proof", "handoff"]
+STAGES = ["prepare", "sft", "merge", "score", "proof", "handoff"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_sealed_checkpoint_of_this_layout_is_resumable_and_one_of_another_is_n
     assert states(prepared, "machine.per_device_batch_size=1")["sft"] == "to run"
     planned = plan(recipe, progress=found)
     text = planned.render()
-    assert f"prepare: cached; sft: resumable (step 4 of {planned.stages[0].steps}); score, merge" in text
+    assert f"prepare: cached; sft: resumable (step 4 of {planned.stages[0].steps}); merge, score" in text
     assert json.loads(json.dumps(planned.to_json()))["progress"][1] == {
         "name": "sft", "state": "resumable", "note": "", "step": 4,
     }
