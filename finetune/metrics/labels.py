@@ -119,14 +119,32 @@ class Likelihood(Section):
 
 
 def _no_option(row: Row, options: Likelihood) -> str | None:
-    if len(set(row.choices)) < 2:
-        return "it has less than two different choices"
+    if len(row.choices) < 2 or len(set(row.choices)) < len(row.choices) or not all(row.choices):
+        return "its choices are not two or more different texts"
     return None if row.answer in row.choices else "it is none of the choices"
+
+
+def likeliest(log_probs: Sequence[float], choices: Sequence[str], *, normalise: bool) -> str:
+    """The option of the highest log-probability, the first of equals; `normalise` divides by its characters first."""
+    worth = [value / len(choice) if normalise else value for value, choice in zip(log_probs, choices, strict=True)]
+    return choices[worth.index(max(worth))]
+
+
+def both_ways(log_probs: Sequence[Sequence[float]], rows: Sequence[Row]) -> dict[str, float]:
+    """lm-evaluation-harness's acc and acc_norm over these rows."""
+    return {
+        name: sum(
+            likeliest(own, row.choices, normalise=normalise) == row.answer
+            for own, row in zip(log_probs, rows, strict=True)
+        )
+        / len(rows)
+        for name, normalise in (("acc", False), ("acc_norm", True))
+    }
 
 
 @metric("multiple_choice", options=Likelihood, gold=_no_option, needs=("choices",), kind="likelihood")
 def multiple_choice(answer: str, row: Row, options: Likelihood) -> float:
-    """1 if the likeliest option (`score.likelihood`) is the gold one, character by character."""
+    """1 if the option that the model finds likeliest is the gold one, character by character."""
     return float(answer.strip() == row.answer.strip())
 
 

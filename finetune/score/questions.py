@@ -1,12 +1,14 @@
 """The prompts of all tasks, asked of any `Answerer`, and the answers graded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from finetune import metrics
 from finetune.artifacts import Artifact
 from finetune.chat import ChatFormat
 from finetune.config.data import Task
 from finetune.corpus.records import Chat, Mode
+from finetune.metrics import labels
 from finetune.score import baselines, prompts
 from finetune.score.answers import Answer, Answerer, Asked, Say
 from finetune.score.inprocess import InProcess
@@ -60,6 +62,9 @@ class Questions:
         for task in self.rows:
             asked = self.asked(task, few_shot=few_shot)
             say(f"score: {system}, {task}, {len(asked)} prompts")
+            if metrics.kind(self.tasks[task]) == "likelihood":
+                scored[task, system], made[task] = self.likeliest(task, asked, answerer)
+                continue
             if drafts is not None and isinstance(answerer, InProcess):
                 answers = answerer.answer(asked, drafts=drafts[task])
             else:
@@ -73,6 +78,16 @@ class Questions:
             texts, grade(texts, self.rows[task], self.tasks[task]), [one.sha256 for one in asked],
             [answer.finished for answer in answers],
         )  # fmt: skip
+
+    def likeliest(self, task: str, asked: Sequence[Asked], answerer: Answerer) -> tuple[Scored, list[Answer]]:
+        """Of each row the option that the model finds likeliest, as if it had answered that."""
+        rows, normalise = self.rows[task], self.tasks[task].metric_options.normalise
+        log_probs = answerer.likelihoods(asked, [row.choices for row in rows])
+        texts = [
+            labels.likeliest(own, row.choices, normalise=normalise) for own, row in zip(log_probs, rows, strict=True)
+        ]
+        made = [Answer(text, text, None, True, 0, 0.0) for text in texts]
+        return replace(self.graded(task, asked, made), log_probs=log_probs), made
 
     def classic(self) -> dict[tuple[str, str], Scored]:
         """The baselines, for those tasks that have training rows to learn from."""

@@ -8,8 +8,9 @@ from typing import Any
 from finetune import metrics
 from finetune.config.data import Task
 from finetune.corpus.records import Chat
+from finetune.metrics import labels
 from finetune.score.contamination import contamination
-from finetune.score.statistics import holm, mean, paired_difference
+from finetune.score.statistics import holm, interval, mean, paired_difference
 
 SYSTEMS = (
     "base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline", "sft", "tuned", "merged",
@@ -29,6 +30,8 @@ class Scored:
     prompts_sha256: list[str]
     finished: list[bool]
     """False where a model was cut off at max_new_tokens before it ended its turn."""
+    log_probs: list[list[float]] | None = None
+    """Of a task that asks how likely each option is: nats of each, summed over its tokens."""
 
 
 Table = Mapping[tuple[str, str], Scored]
@@ -83,7 +86,19 @@ def with_adjusted(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def details(rows: Sequence[Chat], made: Scored, task: Task) -> dict[str, Any]:
-    return {"cut_off": len(rows) - sum(made.finished), **metrics.details(made.answers, rows, task)}
+    """What the mean hides; `ci95` has the interval of each figure that is a quotient of sums (micro F1, rates)."""
+    found = {"cut_off": len(rows) - sum(made.finished), **metrics.details(made.answers, rows, task)}
+    groups = [row.group for row in rows]
+    known = {
+        name: interval([part[0] for part in parts], [part[1] for part in parts], groups)
+        for name, parts in metrics.ratios(made.answers, rows, task).items()
+        if any(part[1] for part in parts)
+    }
+    if known:
+        found["ci95"] = {name: [one.low, one.high] for name, one in known.items()}
+    if made.log_probs is not None:
+        found |= labels.both_ways(made.log_probs, rows)
+    return found
 
 
 def lines(task: str, rows: Sequence[Chat], scored: Table) -> Iterator[str]:
@@ -103,5 +118,6 @@ def lines(task: str, rows: Sequence[Chat], scored: Table) -> Iterator[str]:
                 "score": made.scores[number],
                 "gold": row.answer,
                 "finished": made.finished[number],
+                **({"log_probs": made.log_probs[number]} if made.log_probs is not None else {}),
             }
             yield json.dumps(line, ensure_ascii=False) + "\n"
