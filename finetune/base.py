@@ -3,6 +3,7 @@
 `find_base` imports no torch; everything that does imports it inside the function, so that planning stays quick.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -235,11 +236,21 @@ def load_base(
     # The adapter's config and the reports name the model, not a folder of this machine.
     loaded.name_or_path = loaded.config._name_or_path = model.name
     _keep_4bit_layout(loaded)
+    if "quantization_config" in options and loaded.device.type == "cpu":
+        _give_back_free_memory()
     loaded.get_output_embeddings().register_forward_pre_hook(_make_contiguous)
     loaded.requires_grad_(False)
     if "device_map" not in options and not _zero3_is_on():
         loaded.to(device)
     return loaded.eval()
+
+
+def _give_back_free_memory() -> None:
+    """Rounding to 4 bit leaves 250 to 360 MB of free pages between the weights of SmolLM2-135M in glibc's heap (where a
+    tokenizer was read before; 2026-11-22). Elsewhere than with glibc there is no such call."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _make_contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
