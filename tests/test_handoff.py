@@ -108,7 +108,6 @@ def made(tmp_path_factory) -> SimpleNamespace:
     stages["proof"] = publish(root, "proof", proof, checkpoint=stages["checkpoint"])
     documents = find_documents(recipe.sources, recipe.documents)
     facts = {
-        "timings": {"prepare": 1.0, "sft": 2.0},
         "adapters": {"sft": str(stages["adapter"].path)},
         "documents": {"root": str(recipe.documents), "files": documents.facts["sources"]},
         "config": recipe.model_dump(mode="json"),

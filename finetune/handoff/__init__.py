@@ -21,7 +21,6 @@ from finetune.config.recipe import TrainingStage, without_places
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Dpo, Method, Sft
 from finetune.errors import Problem, RecipeError
-from finetune.gates import evaluate_gates, vetoes
 from finetune.handoff import bom, card, golden, lineage, placed, rollback, serving
 from finetune.verify import standalone, verify
 
@@ -78,9 +77,12 @@ def run(
     """Write `bundle/` into `out`. Raises RecipeError when a gate failed and nobody accepted that; the report is then
     left in `out/report/` for whoever has to decide.
 
-    `run_facts`, what no artifact knows: {config, adapters: {stage: folder}, stages: {stage: folder}, timings, words,
+    `run_facts`, what no artifact knows: {config, adapters: {stage: folder}, stages: {stage: folder}, words,
     documents: {root, files: {source: {file: sha256}}}, previous: folder of the bundle before this one}.
     """
+    from finetune.report import facts as report
+    from finetune.report import rebuild
+
     settings = Config.model_validate(config)
     golden.clear_but_kept(out)
     adapters = [read(Path(path)) for path in run_facts.get("adapters", {}).values()] or [adapter]
@@ -89,13 +91,19 @@ def run(
     ]  # fmt: skip
     resolved = without_places(run_facts.get("config") or config)
     environment = run_facts.get("environment") or lineage.environment()
-    quantised = _judge(exported, settings.gates, say)
-    facts = _report(
-        resolved, settings, base=base, prepared=prepared, adapters=adapters, scores=scores, checkpoint=checkpoint,
-        proof=proof, run_facts={**run_facts, "environment": environment},
-    ) | ({"export": quantised} if quantised else {})  # fmt: skip
+    documents = run_facts.get("documents") or {"root": None, "files": {}}
+    facts = report.collect(
+        resolved, base_digest=base.digest, prepared=prepared, adapters=adapters, scores=scores, proof=proof,
+        stages=stages, exported=exported, command=report.command_line(resolved, run_facts.get("words") or ()),
+        environment=environment, documents=documents["files"],
+    )  # fmt: skip
+    quantised = facts.get("export", {})
+    for scheme, found in quantised.items():
+        if found["vetoed"] is not None:
+            say(f"handoff: {scheme} is vetoed: {found['vetoed']}")
     papers = out / "report"
-    _write_report(papers, facts)
+    papers.mkdir()
+    rebuild.write(papers, facts)
     _enforce(facts["gates"], settings.handoff, papers)
 
     bundle = out / "bundle"
@@ -106,15 +114,15 @@ def run(
         assert exported is not None
         known |= placed.place_quantised(exported, scheme, bundle)
     placed.place_adapter(adapter, settings.model, bundle)
-    documents = run_facts.get("documents") or {"root": None, "files": {}}
     root = Path(documents["root"]) if documents["root"] else None
     licences = placed.place_licences(base, settings, root, bundle)
     asked = golden.write(
         bundle, settings, prepared=prepared, checkpoint=checkpoint, machine=machine, kept=out, say=say
     )
+    merged = json.loads(checkpoint.file("merge.json").read_text(encoding="utf-8"))
     traced = lineage.trace(
         without_places(settings.model_dump(mode="json")), base=base, documents=documents["files"], stages=stages,
-        merge=json.loads(checkpoint.file("merge.json").read_text(encoding="utf-8")), bundle=bundle, golden=asked,
+        merge=merged, bundle=bundle, golden=asked,
         environment=environment, quantised=siblings,
     )  # fmt: skip
     _write_json(bundle / "lineage.json", traced)
@@ -123,7 +131,7 @@ def run(
     serving.write(
         bundle / "serve", name=settings.name, model=settings.model, checkpoint=bundle / "model",
         adapter=bundle / "adapter", alerts=settings.handoff.alerts,
-        quantised={scheme: bundle / f"model-{scheme}" for scheme in siblings},
+        quantised={scheme: bundle / f"model-{scheme}" for scheme in siblings}, merge=merged,
     )  # fmt: skip
     write_whole(bundle / "README.md", card.render(settings, facts, traced, licences))
     previous = run_facts.get("previous")
@@ -138,38 +146,6 @@ def run(
     say(f"handoff: {sum(1 for path in bundle.rglob('*') if path.is_file())} files, verified")
     gates = facts["gates"]
     return {"gates": gates, "passed": all(gate["status"] == "pass" for gate in gates), "verified": True}
-
-
-def _judge(exported: Artifact | None, gates: Gates, say: Say) -> dict[str, dict[str, Any]]:
-    """export.json with `vetoed` beside each scheme: why it is not handed over, None where it is."""
-    if exported is None:
-        return {}
-    found: dict[str, dict[str, Any]] = json.loads(exported.file("export.json").read_text(encoding="utf-8"))
-    judged = vetoes(gates, found)
-    for scheme, why in judged.items():
-        if why is not None:
-            say(f"handoff: {scheme} is vetoed: {why}")
-    return {scheme: {**entry, "vetoed": judged[scheme]} for scheme, entry in sorted(found.items())}
-
-
-def _report(
-    resolved: Mapping[str, Any], settings: Config, *, scores: Artifact, proof: Artifact, **rest: Any
-) -> dict[str, Any]:
-    from finetune.report import facts
-
-    scored = json.loads(scores.file("scores.json").read_text(encoding="utf-8"))
-    parity = json.loads(proof.file("parity.json").read_text(encoding="utf-8"))
-    gates = evaluate_gates(settings.gates, scored, parity, main_task=settings.main_task)
-    return facts.collect(resolved, scores=scores, proof=proof, gates=gates, **rest)
-
-
-def _write_report(folder: Path, facts: dict[str, Any]) -> None:
-    from finetune.report import markdown, page
-
-    folder.mkdir()
-    _write_json(folder / "report.json", facts)
-    write_whole(folder / "report.html", page.render(facts))
-    write_whole(folder / "REPORT.md", markdown.render(facts))
 
 
 def _enforce(gates: Sequence[Mapping[str, Any]], accepted: Delivered, papers: Path) -> None:

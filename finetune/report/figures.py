@@ -1,6 +1,6 @@
 """How numbers are written: one spelling for the page, the plots and REPORT.md, so that all three agree to the digit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 MINUS = "−"  # as wide as a plus sign, so that columns of differences line up
 MISSING = "–"
@@ -58,12 +58,42 @@ def perplexity(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
-_GATES = {"gain_above": signed, "perplexity_rise_max": change, "parity_kl_mean_max": small}
+def brief(value: float | None) -> str:
+    """Seconds from fractions of a second up: 0.043 s, 1.24 s."""
+    return MISSING if value is None else f"{value:.3g}\u00a0s"
+
+
+def p(value: float | None) -> str:
+    """A p-value in three decimals; a smaller one is only said to be smaller."""
+    return MISSING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def plain(value: object) -> str:
+    """What a server or machine is called: a text, or a mapping's values in a row, numbers with their names."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    told = {name: one for name, one in value.items() if one is not None}
+    return ", ".join(one if isinstance(one, str) else f"{name} {one}" for name, one in told.items())
+
+
+def money(value: float | None) -> str:
+    return MISSING if value is None else f"{value:,.2f}"
+
+
+def _whole(value: float | None) -> str:
+    return count(None if value is None else int(value))
+
+
+_GATES = {
+    "gain_above": signed, "perplexity_rise_max": change, "parity_kl_mean_max": small, "consistency_min": percent,
+    "context_loss_max": percent, "latency_p95_max": brief, "leaks_max": _whole,
+}  # fmt: skip
 
 
 def gate(name: str, value: float | None) -> str:
     """A gate's value or limit in the spelling that its quantity has elsewhere in the report."""
-    return "0" if value == 0 else _GATES.get(name, small)(value)
+    spell: Callable[[float | None], str] = _GATES.get(name, small)
+    return "0" if value == 0 else spell(value)
 
 
 def parity(name: str, value: float | str | list[object]) -> str:

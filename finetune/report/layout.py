@@ -1,6 +1,6 @@
 """What the page and REPORT.md share: the template environment, the order of the systems, the honest notes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,44 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from finetune.report import figures
+from finetune.report.samples import OUTCOMES
 from finetune.report.strings import words
-from finetune.report.verdict import CLASSIC
+from finetune.report.verdict import CLASSIC, metric_name
 
-OTHERS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline")
-_FIGURES = ("score", "signed", "interval", "change", "count", "seconds", "small", "perplexity")
+TRAINING = ("cpt", "sft", "dpo")
+
+_ORDER = (
+    "base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline", "sft", "tuned", "merged",
+)  # fmt: skip
+_FIGURES = (
+    "score", "signed", "interval", "change", "percent", "count", "seconds", "brief", "money", "small", "perplexity",
+    "p", "plain",
+)  # fmt: skip
+TERMS: Mapping[str, Sequence[str]] = {
+    "gates": ("gate", "interval", "perplexity", "kl"),
+    "gain": ("base", "tuned", "majority", "linear", "nearest", "interval", "rouge", "f1"),
+    "general": ("perplexity", "token"),
+    "curves": ("loss", "stages"),
+    "context": ("token",),
+    "modes": ("token",),
+    "latency": ("token",),
+    "parity": ("lora", "merge", "kl", "token"),
+    "export": ("quantised", "kl", "interval"),
+    "lineage": ("hash",),
+}
+"""Section -> words of the glossary that it explains on the spot."""
+SECTIONS = (
+    "gates", "gain", "general", "answers", "seen", "consistency", "leaks", "context", "modes", "latency", "curves",
+    "data", "parity", "export", "time", "lineage", "environment", "again", "words",
+)  # fmt: skip
+"""In the order of the page. A section that nothing was measured for is left out: its gate says so."""
+_ASKED = ("consistency", "leaks", "context", "modes", "latency", "export")
 
 
-def environment() -> Environment:
-    """Templates in which every value is escaped (not in Markdown) and a missing name is an error."""
+def environment(facts: Mapping[str, Any]) -> Environment:
+    """Templates in which every value is escaped (not in Markdown) and a missing name is an error; with what page and
+    REPORT.md both say of `facts`."""
+    t = words(facts["language"])
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(enabled_extensions=(), disabled_extensions=("md.jinja",), default=True),
@@ -29,8 +58,97 @@ def environment() -> Environment:
     made.filters["gate_value"] = lambda value, name: figures.gate(name, value)
     made.filters["parity_value"] = lambda value, name: figures.parity(name, value)
     made.filters["svg"] = Markup
-    made.globals.update(worst_change=worst_change, best_score=best_score, gate_rule=gate_rule)
+    made.filters["why"] = lambda reason: t["data"]["why"].get(reason, reason)
+    made.filters["stage_name"] = lambda name: t["stage"].get(name, name)
+    made.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    made.globals.update(
+        worst_change=worst_change, best_score=best_score, gate_rule=gate_rule, terms=TERMS, code_line=code_line,
+        rows_of=rows_of, detail_rows=lambda task: detail_rows(task, t), f=facts, t=t, systems=systems(facts),
+        sections=sections(facts), codes=made_by(facts), notes=honest_notes(facts), mode_rows=mode_rows(facts),
+        metric=lambda name: metric_name(name, facts["language"]), unusual=spikes(facts),
+        outcomes=list(OUTCOMES), titles_of={task["name"]: task["title"] for task in facts["tasks"]},
+        stages=[stage for stage in TRAINING if facts["curves"].get(stage)],
+    )  # fmt: skip
     return made
+
+
+def sections(facts: Mapping[str, Any]) -> list[str]:
+    """The sections that have something to say, in the order of the page."""
+    silent = {name for name in _ASKED if not facts.get(name)}
+    if not any(task.get("contamination") for task in facts["tasks"]):
+        silent.add("seen")
+    return [name for name in SECTIONS if name not in silent]
+
+
+def systems(facts: Mapping[str, Any]) -> list[str]:
+    """Every system that some task was scored with, the tuned model and what was made of it last."""
+    found = {name for task in facts["tasks"] for name in (*task["differences"], "tuned")}
+    return [*(name for name in _ORDER if name in found), *sorted(found - set(_ORDER))]
+
+
+def alternatives(facts: Mapping[str, Any]) -> list[str]:
+    """The systems that somebody could use instead of the tuned model; what was made of it stands in the tables only."""
+    return [name for name in systems(facts) if name in _ORDER[:_ORDER.index("tuned")]]
+
+
+def made_by(facts: Mapping[str, Any]) -> list[tuple[Mapping[str, Any] | None, list[str]]]:
+    """(code: {version, commit, dirty}, stages that it made), one entry for each code that took part."""
+    found: dict[str, tuple[Mapping[str, Any] | None, list[str]]] = {}
+    for entry in facts["lineage"]:
+        code = (entry["made"] or {}).get("code")
+        found.setdefault(repr(code), (code, []))[1].append(entry["stage"])
+    return list(found.values())
+
+
+def code_line(code: Mapping[str, Any] | None, t: Mapping[str, Any]) -> str:
+    """By which version and commit something was made, as far as that is known."""
+    if code is None:
+        return str(t["again"]["unknown"])
+    spelling = "no_commit" if not code["commit"] else "dirty" if code["dirty"] else "commit"
+    return str(t["again"][spelling].format(version=code["version"], commit=code["commit"]))
+
+
+def rows_of(task: Mapping[str, Any], t: Mapping[str, Any]) -> str:
+    """How many rows a task was scored on and, where that is known, in how many groups."""
+    if task.get("groups") is None:
+        return str(t["gain"]["n_rows"].format(n=figures.count(task["n"])))
+    return str(t["gain"]["n_groups"].format(n=figures.count(task["n"]), groups=figures.count(task["groups"])))
+
+
+def mode_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(task, mode, what was measured) for every mode that a task was asked in."""
+    measured = facts.get("modes") or {}
+    return [
+        (task["name"], mode, one)
+        for task in facts["tasks"]
+        for mode, one in (measured.get(task["name"]) or {}).items()
+    ]
+
+
+def spikes(facts: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Training stage -> its steps that stood out."""
+    return {stage: [one for row in rows for one in row.get("spikes", ())] for stage, rows in facts["curves"].items()}
+
+
+_DETAILS: Mapping[str, Callable[[Any], str]] = {
+    "cut_off": figures.count, "valid": figures.percent, "fields": figures.percent, "macro_f1": figures.score,
+    "micro_f1": figures.score, "field_f1": figures.score,
+}  # fmt: skip
+
+
+def detail_rows(task: Mapping[str, Any], t: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """(label, {system: number as written}) of what a metric tells beside its score; a number of a name that this report
+    does not know keeps its name."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for system, told in task["details"].items():
+        for name, value in told.items():
+            inner = value.items() if name in ("fields", "field_f1") else [("", value)]
+            for part, number in inner:
+                if isinstance(number, int | float):
+                    label = t["gain"].get(name, name.replace("_", " ")) + (f": {part}" if part else "")
+                    found.setdefault((name, label), {})[system] = _DETAILS.get(name, figures.small)(number)
+    empty = dict.fromkeys(task["details"], figures.MISSING)
+    return [(label, {**empty, **values}) for (_, label), values in found.items()]
 
 
 def gate_rule(name: str) -> str:
@@ -45,7 +163,7 @@ def worst_change(facts: Mapping[str, Any]) -> float:
 
 def best_score(task: Mapping[str, Any]) -> float:
     """The highest score that any system reached on a task."""
-    return max(float(task[system]) for system in (*OTHERS, "tuned") if task[system] is not None)
+    return max(float(task[system]) for system in (*task["differences"], "tuned") if task.get(system) is not None)
 
 
 def honest_notes(facts: Mapping[str, Any]) -> list[str]:

@@ -11,14 +11,11 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from finetune.report import plots
-from finetune.report.facts import OUTCOMES
-from finetune.report.layout import OTHERS, environment, honest_notes
-from finetune.report.strings import words
-from finetune.report.verdict import CLASSIC, main_task, metric_name
+from finetune.report import heat, plots
+from finetune.report.layout import TRAINING, environment
+from finetune.report.verdict import CLASSIC, main_task
 
 HERE = Path(__file__).parent
-STAGES = ("cpt", "sft", "dpo")
 SAMPLE_FIELDS = (
     "task", "id", "prompt", "gold", "base_zero_shot", "base_few_shot", "tuned",
     "score_base_zero_shot", "score_base_few_shot", "score_tuned", "outcome",
@@ -28,21 +25,13 @@ _PACKED_LIMIT = 3_600_000  # bytes of packed answers; with plots and text the pa
 
 def render(facts: Mapping[str, Any]) -> str:
     """The page. The same facts give the same bytes."""
-    language = facts["language"]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     packed, shown = pack_samples(facts["samples"])
-    template = environment().get_template("page.html.jinja")
+    template = environment(facts).get_template("page.html.jinja")
     return template.render(
-        f=facts,
-        t=words(language),
         main=main_task(facts["tasks"]),
-        metric=lambda name: metric_name(name, language),
         plots={plot.name: plot for plot in _draw(facts)},
-        stages=[stage for stage in STAGES if facts["curves"].get(stage)],
-        systems=(*OTHERS, "tuned"),
         classic=CLASSIC,
-        outcomes=list(OUTCOMES),
-        notes=honest_notes(facts),
         titles=[(task["name"], task["title"]) for task in facts["tasks"]],
         total=sum(sum(counts.values()) for counts in facts["outcomes"].values()),
         packed=packed,
@@ -76,7 +65,8 @@ def perplexity_limit(facts: Mapping[str, Any]) -> float | None:
 
 def _draw(facts: Mapping[str, Any]) -> list[plots.Plot]:
     drawn = [plots.forest(facts), plots.scores(facts)]
-    drawn += [plots.curve(facts, stage) for stage in STAGES if facts["curves"].get(stage)]
+    drawn += [plots.curve(facts, stage) for stage in TRAINING if facts["curves"].get(stage)]
+    drawn += heat.maps(facts)
     if facts["general"]["change"]:
         drawn.append(plots.general(facts, perplexity_limit(facts)))
     if facts["ledger"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.report import figures
 from finetune.report.ink import INK, SIZE, SMALL, make_axes, style, to_svg
-from finetune.report.layout import OTHERS
+from finetune.report.layout import alternatives
 from finetune.report.strings import words
 from finetune.report.verdict import CLASSIC
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, NARROW = 760.0, 340.0
-SHORT = 130  # px for the name of a step
+SHORT = 220  # px for the name of a step
 Facts = Mapping[str, Any]
 _MARKS = {  # shape, size, colour, hollow, layer: two systems with one score both stay visible
     "base_zero_shot": ("o", 10.0, "base", True, 3),
@@ -24,6 +24,7 @@ _MARKS = {  # shape, size, colour, hollow, layer: two systems with one score bot
     "majority": ("|", 14.0, "base", False, 4),
     "linear_baseline": ("D", 7.0, "classic", True, 5),
     "nearest_baseline": ("s", 7.0, "classic", True, 5),
+    "sft": ("^", 8.0, "tuned", True, 5),
     "tuned": ("o", 11.0, "tuned", False, 6),
 }
 Tick = Callable[[float], str]
@@ -52,8 +53,8 @@ def forest(facts: Facts) -> Plot:
     for task in facts["tasks"]:
         rows.append(("task", task["title"], None))
         rows += [
-            (system, t["system"][system], task["differences"][system])
-            for system in OTHERS
+            (system, t["system"].get(system, system), task["differences"][system])
+            for system in alternatives(facts)
             if task["differences"].get(system) is not None
         ]
 
@@ -101,7 +102,8 @@ def scores(facts: Facts) -> Plot:
     def picture(width: float) -> "Figure":
         narrow = width == NARROW
         tasks = facts["tasks"]
-        places = _flow([t["system"][system] for system in (*OTHERS, "tuned")], width)
+        shown = [*alternatives(facts), "tuned"]
+        places = _flow([t["system"].get(system, system) for system in shown], width)
         legend = 22 * (1 + places[-1][1]) + 14
         titles = [task["title"] if narrow else _broken(task["title"]) for task in tasks]
         step = 62 if narrow else 26 + 18 * max(1 + title.count("\n") for title in titles)
@@ -115,13 +117,14 @@ def scores(facts: Facts) -> Plot:
             height = at + (0.16 if narrow else 0)
             _say(axes, 0 if narrow else -190, at - (0.24 if narrow else 0), titles[at])
             axes.plot([0, 1], [height, height], color=INK["hair"], linewidth=1, zorder=1)
-            for system in (*OTHERS, "tuned"):
+            for system in shown:
                 if task.get(system) is not None:
                     _mark(axes, task[system], height, system)
-        for (x, line), system in zip(places, (*OTHERS, "tuned"), strict=True):
+        for (x, line), system in zip(places, shown, strict=True):
             at_figure = ((x + 8) / width, 1 - (12 + 22 * line) / (figure.get_figheight() * 72))
             _mark(axes, *at_figure, system, transform=figure.transFigure)
-            figure.text(at_figure[0] + 12 / width, at_figure[1], t["system"][system], fontsize=SMALL, va="center")
+            named = t["system"].get(system, system)
+            figure.text(at_figure[0] + 12 / width, at_figure[1], named, fontsize=SMALL, va="center")
         _ticks(axes, lambda value: f"{value:g}", 5)
         return figure
 
@@ -175,6 +178,7 @@ def curve(facts: Facts, stage: str) -> Plot:
     rows = facts["curves"][stage]
     train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     held_out = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
+    unusual = [(row["step"], row["loss"]) for row in rows if row.get("spikes") and "loss" in row]
 
     def picture(width: float) -> "Figure":
         # Half the wide page: two stages stand side by side there.
@@ -183,6 +187,8 @@ def curve(facts: Facts, stage: str) -> Plot:
         axes.set_axisbelow(True)
         if train:
             axes.plot(*zip(*train, strict=True), color=INK["base"], linewidth=2)
+        if unusual:
+            axes.plot(*zip(*unusual, strict=True), "x", color=INK["fail"], markersize=8, markeredgewidth=2, zorder=5)
         if held_out:
             axes.plot(
                 *zip(*held_out, strict=True), "o", color=INK["tuned"], markersize=8, markeredgecolor=INK["paper"],
@@ -197,14 +203,15 @@ def curve(facts: Facts, stage: str) -> Plot:
         axes.set_xlabel(t["step"], labelpad=6)
         axes.annotate(t["loss"], (0, 1), xycoords="axes fraction", xytext=(-34, 12), textcoords="offset points",
                       color=INK["muted"], fontsize=SMALL, va="center")
-        key = [("base", t["train"], "_"), *([("tuned", t["eval"], "o")] if held_out else [])]
+        key = [("base", t["train"], "_"), *([("tuned", t["eval"], "o")] if held_out else []),
+               *([("fail", t["spike"], "x")] if unusual else [])]
         for place, (colour, label, mark) in enumerate(key):
-            axes.annotate(label, (1, 1), xycoords="axes fraction", xytext=(-170 + 90 * place, 12),
+            axes.annotate(label, (1, 1), xycoords="axes fraction", xytext=(84 * (place - len(key)) + 10, 12),
                           textcoords="offset points", color=INK["ink"], fontsize=SMALL, va="center")
-            x = 1 - (170 - 90 * place + 12) / (axes.get_position().width * figure.get_figwidth() * 72)
+            x = 1 - (84 * (len(key) - place) + 2) / (axes.get_position().width * figure.get_figwidth() * 72)
             y = 1 + 12 / (axes.get_position().height * figure.get_figheight() * 72)
             axes.plot(x, y, mark, transform=axes.transAxes, color=INK[colour], clip_on=False, markersize=8,
-                      markeredgewidth=2 if mark == "_" else 1)
+                      markeredgewidth=1 if mark == "o" else 2)
         return figure
 
     return draw(f"curve-{stage}", picture)
@@ -213,11 +220,13 @@ def curve(facts: Facts, stage: str) -> Plot:
 def flow(facts: Facts) -> Plot:
     """Rows kept and dropped at each step, all sources together, in the order of the ledger."""
     t = words(facts["language"])["data"]
+    named = t["name"]
     kept: dict[str, int] = {}
     dropped: dict[str, int] = {}
     for row in facts["ledger"]:
-        kept[row["step"]] = kept.get(row["step"], 0) + row["rows_out"]
-        dropped[row["step"]] = dropped.get(row["step"], 0) + sum(row["dropped"].values())
+        step = named.get(row["step"], row["step"])
+        kept[step] = kept.get(step, 0) + row["rows_out"]
+        dropped[step] = dropped.get(step, 0) + sum(row["dropped"].values())
     legend = ((t["kept"], "base"), (t["dropped"], "classic"))
 
     def picture(width: float) -> "Figure":
@@ -250,7 +259,8 @@ def flow(facts: Facts) -> Plot:
 
 def timings(facts: Facts) -> Plot:
     """Seconds for each stage as bars."""
-    spent = facts["timings"]
+    t = words(facts["language"])
+    spent = {t["stage"].get(name, name): value for name, value in facts["timings"].items()}
 
     def picture(width: float) -> "Figure":
         narrow = width == NARROW

@@ -54,15 +54,14 @@ def metric_name(metric: str, language: str) -> str:
 
 
 def summary(gates: Sequence[Mapping[str, Any]], language: str) -> str:
-    """What the gates say together, as a sentence."""
-    t = words(language)["verdict"]
-    total = len(gates)
-    failed = sum(gate["status"] == "fail" for gate in gates)
-    unmeasured = sum(gate["status"] == "not_measured" for gate in gates)
-    if not total:
-        return str(t["no_gates"])
-    if failed:
-        return str(t["failed_gates"].format(n=failed, total=total))
-    if unmeasured:
-        return str(t["some_unmeasured"].format(n=unmeasured, total=total))
-    return str(t["all_gates"].format(total=total))
+    """What the gates say together: those that failed and those that nobody measured, each by name."""
+    t = words(language)
+    if not gates:
+        return str(t["verdict"]["no_gates"])
+    said = []
+    for status, spelling in (("fail", "failed_gates"), ("not_measured", "some_unmeasured")):
+        names = [t["gates"]["short"].get(gate["name"], gate["name"]) for gate in gates if gate["status"] == status]
+        if names:
+            listed = t["list_separator"].join(names)
+            said.append(t["verdict"][spelling].format(n=len(names), total=len(gates), names=listed))
+    return ("" if language == "zh" else " ").join(said) or str(t["verdict"]["all_gates"].format(total=len(gates)))

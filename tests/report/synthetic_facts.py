@@ -4,7 +4,7 @@ import hashlib
 import random
 from typing import Any
 
-from finetune.report import facts as collecting
+from finetune.report import samples as rows_of_report
 from finetune.report import verdict
 
 TITLES = {
@@ -17,6 +17,9 @@ LINEAGE = {
     "prepare": ["base"], "sft": ["base", "prepare"], "dpo": ["base", "prepare", "sft"],
     "score": ["base", "prepare", "dpo"], "merge": ["base", "dpo"],
 }
+
+
+TIMINGS = {"prepare": 4.2, "sft": 212.4, "pairs": 31.8, "dpo": 74.9, "score": 118.3, "merge": 2.6, "proof": 14.1}
 
 
 def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepted: bool = False) -> dict[str, Any]:
@@ -37,6 +40,8 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
         {"name": "perplexity_rise_max", "value": None if gate == "not_measured" else rise, "limit": 0.05,
          "status": gate},
         {"name": "parity_kl_mean_max", "value": 3.21e-6, "limit": 1e-3, "status": "pass"},
+        {"name": "consistency_min", "value": 0.967, "limit": 0.9, "status": "pass"},
+        {"name": "latency_p95_max", "value": 1.13, "limit": 1.2, "status": "pass"},
     ]
     by, reason = ("R. Okafor, model risk", "speeches are not read by this product") if accepted else (None, None)
     samples = [_sample(number, language) for number in range(rows)]
@@ -66,24 +71,32 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
             "w4a16": _export(116_700_449, 0.541, tasks, 0.062, "it loses 0.0620 of title"),
             "w8a8": _export(166_752_079, 0.0198, tasks, -0.009, None),
         },
+        **_asked_for(),
+        "prompting": {"template_sha256": _hash("template"), "decoding": "greedy"},
         "privacy": "redacted",
         "samples": samples,
-        "outcomes": collecting.count_outcomes(samples),
+        "outcomes": rows_of_report.count_outcomes(samples),
         "curves": {"sft": _curve(60, 2.3, 0.9), "dpo": _curve(24, 0.693, 0.41)},
         "ledger": _ledger(),
         "rejects_examples": [
             {"source": "articles", "line": 118, "id": "articles:118", "step": "dedup", "reason": "near_duplicate"},
             {"source": "articles", "line": 240, "id": "articles:240", "step": "filter", "reason": "too_short"},
         ],
-        "timings": {"prepare": 4.2, "sft": 212.4, "pairs": 31.8, "dpo": 74.9, "score": 118.3, "merge": 2.6,
-                    "proof": 14.1, "handoff": 3.3},
+        "timings": dict(TIMINGS),
+        "cost": {"usd_per_gpu_hour": 2.0, "gpus": 8,
+                 "gpu_hours": {name: 8 * spent / 3600 for name, spent in TIMINGS.items()},
+                 "usd": {name: 16 * spent / 3600 for name, spent in TIMINGS.items()},
+                 "usd_total": 16 * sum(TIMINGS.values()) / 3600},
         "environment": {"python": "3.11.2", "platform": "Linux x86_64", "cpu": "a processor", "threads": 2,
                         "packages": {"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"}},
         "lineage": [
             {"stage": name, "key": _hash(name)[:16], "digest": _hash(name + " files"), "version": 1,
-             "inputs": {use: _hash(use + " files") for use in uses}}
+             "inputs": {use: _hash(use + " files") for use in uses}, "seconds": TIMINGS[name],
+             "files": {f"{name}.json": _hash(name + ".json")},
+             "made": {"code": {"version": "0.1.0", "commit": "c" * 40, "dirty": name == "score"}}}
             for name, uses in LINEAGE.items()
         ],
+        "documents": {"articles": {"articles.html": _hash("articles")}, "rules": {"rules.jsonl": _hash("rules")}},
         "command": "accelerate launch finetune/train.py recipe=legal model=smollm2_135m",
         "config": {"name": "legal", "seed": 0, "stages": ["sft", "dpo"], "sft": {"batch_size": 8, "max_steps": 60}},
     }
@@ -97,9 +110,48 @@ def _task(name: str, title: str, metric: str, *, main: bool, n: int, scores: tup
         for system, other in zip(systems, others, strict=True)
     }
     against = max(systems[:3], key=lambda system: scores[systems.index(system)])
-    return {"name": name, "title": title, "metric": metric, "main": main, "n": n,
-            **dict(zip(systems, others, strict=True)), "tuned": tuned, "against": against, **differences[against],
-            "differences": differences}
+    differences["merged"] = {"difference": 0.0, "ci95": [0.0, 0.0]}
+    details: dict[str, Any] = {system: {"cut_off": 7, "valid": 0.871, "fields": {"part": 0.613}} for system in systems}
+    details["tuned"] = {
+        "cut_off": 2, "valid": 0.993, "fields": {"part": 0.742}, "macro_f1": 0.583, "odd_number": 17.5,
+        "labels": {"must": {"n": 51, "precision": 0.654, "recall": 0.783, "f1": 0.713},
+                   "may": {"n": 23, "precision": 0.421, "recall": 0.304, "f1": 0.353}},
+        "confusion": [{"gold": "may", "answered": "must", "n": 14}, {"gold": "may", "answered": "other", "n": 2}],
+    }
+    overlap = [{"id": "articles:9", "source": "articles:310", "share": 0.412,
+                "span": "shall be entitled to practise in any court in the territory"}]
+    return {"name": name, "title": title, "metric": metric, "main": main, "n": n, "groups": n // 2,
+            **dict(zip(systems, others, strict=True)), "tuned": tuned, "merged": tuned, "against": against,
+            **differences[against], "differences": differences, "details": details, "standard_error": 0.0261,
+            "p": 0.0004, "p_adjusted": 0.0127, "smallest_effect": 0.0731,
+            "contamination": {"rows": 1, "share": 1 / n, "passage": {"words": 8, "characters": 13}, "overlap": overlap}}
+
+
+def _asked_for() -> dict[str, Any]:
+    """What SCORE measures only where the recipe asks for it."""
+    lengths, depths = [1024, 4096, 16384], [0.0, 0.25, 0.5, 0.75, 1.0]
+    right = [8, 8, 7, 8, 8, 8, 7, 6, 7, 8, 7, 5, 3, 5, 8]
+    kinds = ["needle", "cross_reference"]
+    cells = [
+        {"kind": kind, "length": length, "depth": depth, "n": 8, "right": right[5 * at + down] - (kind != "needle")}
+        for kind in kinds for at, length in enumerate(lengths) for down, depth in enumerate(depths)
+    ]
+    mode = {"n": 96, "ci95": [0.281, 0.371]}
+    times = {"ttft_s": {"p50": 0.0432, "p95": 0.0911}, "token_s": {"p50": 0.0121, "p95": 0.0174},
+             "answer_s": {"p50": 0.644, "p95": 1.13}}
+    return {
+        "modes": {
+            "title": {"thinking": {**mode, "score": 0.331, "tokens_mean": 214.3, "seconds_mean": 3.92},
+                      "plain": {**mode, "score": 0.326, "tokens_mean": 12.7, "seconds_mean": 0.284}},
+            "advised": {"title": {"mode": "plain", "why": "Thinking is not shown to score better and takes longer."}},
+        },
+        "consistency": {"prompts": 40, "repeats": 2, "paraphrases": 3, "share_same": 0.967, "ci95": [0.921, 0.988],
+                        "rows": 200},
+        "context": {"lengths": lengths, "depths": depths, "kinds": kinds, "rows": cells, "loss": 0.282},
+        "leaks": {"answers": 170, "found": [{"kind": "phone", "n": 1}], "total": 1},
+        "latency": {"concurrency": 4, "requests": 96, **times, "server": "vLLM 0.32.0",
+                    "machine": {"cpu": "a processor", "threads": 2}},
+    }
 
 
 def _export(size: int, kl: float, tasks: list[dict[str, Any]], loss: float, why: str | None) -> dict[str, Any]:
@@ -130,7 +182,7 @@ def _sample(number: int, language: str) -> dict[str, Any]:
     row = {"task": "title", "id": f"articles:{number}", "prompt": prompt, "gold": gold, "base_zero_shot": zero,
            "base_few_shot": base, "tuned": tuned, "score_base_zero_shot": texts[zero],
            "score_base_few_shot": texts[base], "score_tuned": texts[tuned]}
-    return {**row, "outcome": collecting.outcome(texts[base], texts[tuned])}
+    return {**row, "outcome": rows_of_report.outcome(texts[base], texts[tuned])}
 
 
 def _curve(steps: int, start: float, end: float) -> list[dict[str, Any]]:
@@ -139,6 +191,9 @@ def _curve(steps: int, start: float, end: float) -> list[dict[str, Any]]:
     for step in range(1, steps + 1, 2):
         loss = end + (start - end) * 0.93**step + dice.uniform(-0.03, 0.03)
         rows.append({"step": step, "loss": round(loss, 4)})
+    if steps > 40:
+        what = "gradient norm 9.1, where the 20 steps before it had at most 2.2"
+        rows[-9]["spikes"] = [{"step": rows[-9]["step"], "what": what}]
     held_out = range(20, steps + 1, 20)
     rows += [{"step": step, "eval_loss": round(end + 0.06 + (start - end) * 0.93**step, 4)} for step in held_out]
     return sorted(rows, key=lambda row: row["step"])
@@ -147,11 +202,11 @@ def _curve(steps: int, start: float, end: float) -> list[dict[str, Any]]:
 def _ledger() -> list[dict[str, Any]]:
     steps = [
         ("read", "articles", 412, {"no text": 3}), ("read", "rules", 388, {}),
-        ("filter", "articles", 409, {"too_short": 6}), ("filter", "rules", 388, {"where": 41}),
-        ("dedup", "articles", 403, {"exact_duplicate": 2, "near_duplicate": 9}), ("dedup", "rules", 347, {}),
-        ("decontaminate", "articles", 392, {"shared_13_gram": 4}),
-        ("decontaminate", "rules", 347, {}), ("build", "articles", 388, {"over train_rows": 12}),
-        ("build", "rules", 347, {"over train_rows": 19, "empty answer": 1}),
+        ("filter", "articles", 409, {"too_short": 6}), ("filter", "rules", 388, {"too_long": 41}),
+        ("near duplicates", "articles", 403, {"near duplicate": 11}), ("near duplicates", "rules", 347, {}),
+        ("decontaminate", "articles", 392, {"shared with an evaluation row": 4}),
+        ("decontaminate", "rules", 347, {}), ("cap", "articles", 388, {"over train_rows": 12}),
+        ("cap", "rules", 347, {"over train_rows": 19, "empty answer": 1}),
     ]
     return [{"step": step, "source": source, "rows_in": rows, "rows_out": rows - sum(dropped.values()),
              "dropped": dropped} for step, source, rows, dropped in steps]

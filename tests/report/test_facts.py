@@ -11,7 +11,7 @@ import yaml
 
 from finetune.artifacts import Artifact
 from finetune.report import facts as collecting
-from finetune.report import figures, verdict
+from finetune.report import figures, samples, verdict
 from finetune.report.strings import LANGUAGES
 from tests.report.synthetic_facts import make_facts
 
@@ -46,7 +46,7 @@ def test_both_languages_say_the_same_things_about_the_same_values() -> None:
      (None, 0.4, "learned"), (0.4, None, "lost"), (1.0, 1.0, "same"), (0.0, 0.0, "wrong")],
 )
 def test_a_row_is_learned_lost_same_or_wrong(base: float | None, tuned: float | None, expected: str) -> None:
-    assert collecting.outcome(base, tuned) == expected
+    assert samples.outcome(base, tuned) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,12 @@ def test_collect_joins_the_artifacts_of_a_run(tmp_path: Path) -> None:
     assert (first["base_few_shot"], first["tuned"], first["score_tuned"]) == ("no", "yes", 1.0)
     assert first["outcome"] == "learned"
     assert made["outcomes"] == {"qa": {"learned": 1, "lost": 0, "same": 0, "wrong": 1}}
-    assert made["curves"]["sft"] == [{"step": 5, "loss": 1.5}, {"step": 10, "loss": 1.0, "eval_loss": 1.1}]
+    assert made["curves"]["sft"] == [
+        {"step": 5, "loss": 1.5}, {"step": 10, "loss": 1.0, "eval_loss": 1.1},
+        {"step": 15, "loss": 9.0, "spikes": [{"step": 13, "what": "loss 9"}]},
+    ]
+    assert made["timings"] == dict.fromkeys(("prepare", "sft", "score", "merge", "proof"), 1.0)
+    assert made["cost"] is None
     assert made["tasks"][0]["title"] == "Questions"
     assert made["tasks"][0]["nearest_baseline"] is None
     assert [entry["stage"] for entry in made["lineage"]] == ["prepare", "sft", "score", "merge", "proof"]
@@ -129,7 +134,8 @@ def collect(root: Path, privacy: str) -> dict[str, Any]:
         folder.mkdir()
         for name, text in files.items():
             (folder / name.replace("__", ".")).write_text(text)
-        manifest = {"stage": stage, "key": "0" * 16, "version": 1, "digest": "f" * 64, "inputs": {}, "facts": {}}
+        manifest = {"stage": stage, "key": "0" * 16, "version": 1, "digest": "f" * 64, "inputs": {}, "facts": {},
+                    "seconds": 1.0, "files": dict.fromkeys(files, "e" * 64)}
         return Artifact(folder, manifest)
 
     def lines(*rows: Mapping[str, Any]) -> str:
@@ -165,16 +171,21 @@ def collect(root: Path, privacy: str) -> dict[str, Any]:
             "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}},
         }),
     )
-    steps: list[dict[str, Any]] = [{"step": 5, "loss": 1.5, "lr": 0.1}, {"step": 10, "loss": 1.0, "eval_loss": 1.1}]
+    steps: list[dict[str, Any]] = [
+        {"step": 5, "loss": 1.5, "lr": 0.1}, {"step": 10, "loss": 1.0, "eval_loss": 1.1},
+        {"step": 15, "loss": 9.0, "spikes": [{"step": 13, "what": "loss 9", "records": ["a", "b"]}]},
+    ]
     log = lines(*steps, {"step": 10, "lr": 0.0})
     recipe = {
         "name": "demo", "title": "Demo", "language": "en", "stages": ["sft"],
         "tasks": {"qa": {"title": "Questions", "main": True}},
         "model": {"name": "x/tiny", "key": "tiny", "note": "", "licence": "mit"}, "method": {"name": "lora"},
+        "gates": {"gain_above": None, "perplexity_rise_max": None, "parity_kl_mean_max": None},
         "handoff": {"accepted_by": None, "reason": None}, "privacy": {"samples": privacy},
     }
+    adapter, proof = artifact("sft", log__jsonl=log), artifact("proof", parity__json="{}")
     return collecting.collect(
-        recipe, base=artifact("base"), prepared=prepared, adapters=[artifact("sft", log__jsonl=log)], scores=scores,
-        checkpoint=artifact("merge"), proof=artifact("proof", parity__json="{}"), gates=[],
-        run_facts={"timings": {"prepare": 1.0}, "environment": {"python": "3.11"}},
+        recipe, base_digest="b" * 64, prepared=prepared, adapters=[adapter], scores=scores, proof=proof,
+        stages=[prepared, adapter, scores, artifact("merge"), proof], command=collecting.command_line(recipe, ()),
+        environment={"python": "3.11"}, documents={"qa": {"qa.jsonl": "d" * 64}},
     )

@@ -99,7 +99,7 @@ def test_page_draws_every_plot_and_is_accessible(visit: Visit, width: int, schem
     page = visit(rendered(language), width, scheme)
     assert page.evaluate("document.documentElement.lang") == {"en": "en", "zh": "zh-CN"}[language]
     drawn = plots(page)
-    assert len(drawn) == 7
+    assert len(drawn) == 9
     for plot in drawn:
         assert plot["shown"] == 1, plot["caption"]
         assert plot["marks"] >= 2, plot["caption"]
@@ -200,7 +200,7 @@ def test_an_unmeasured_gate_is_neither_pass_nor_fail(visit: Visit) -> None:
     row = page.locator("table.gates tr", has_text="perplexity").inner_text()
     assert row.count("not measured") == 2
     said = page.locator(".verdict").inner_text()
-    assert "1 of 3 gates were not measured" in said
+    assert "1 of 5 limits not measured: general text" in said
     assert "Ready" not in said
     assert violations(page) == []
 
@@ -298,9 +298,13 @@ def test_a_run_with_little_in_it_still_makes_a_page(visit: Visit) -> None:
     facts = make_facts()
     task = facts["tasks"][0] | {"base_zero_shot": None, "linear_baseline": None, "nearest_baseline": None}
     task["differences"] = {name: task["differences"][name] for name in ("base_few_shot", "majority")}
+    for name in ("details", "contamination", "p", "p_adjusted", "standard_error", "smallest_effect", "groups"):
+        del task[name]
+    for name in ("modes", "consistency", "context", "leaks", "latency", "export"):
+        del facts[name]
     facts |= {
         "tasks": [task], "gates": [], "curves": {}, "parity": {}, "ledger": [], "timings": {}, "rejects_examples": [],
-        "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}}, "environment": {},
+        "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}}, "environment": {}, "cost": None,
     }  # fmt: skip
     page = visit(report.render(facts))
     assert len(plots(page)) == 2

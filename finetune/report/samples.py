@@ -1,0 +1,78 @@
+"""The rows of the report: what each system answered, what training did to it, and how much of its text may be shown."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.artifacts import Artifact
+from finetune.corpus.redact import RECOGNISERS, redact_texts
+
+SHOWN = ("base_zero_shot", "base_few_shot", "tuned")
+OUTCOMES = ("learned", "lost", "same", "wrong")
+RIGHT = 0.5
+_EVEN = 1e-9
+Outcome = Literal["learned", "lost", "same", "wrong"]
+
+
+def outcome(base: float | None, tuned: float | None) -> Outcome:
+    """What training did to one row: compare the tuned score with the base model's, then ask whether both are right."""
+    before, after = base or 0.0, tuned or 0.0
+    if abs(after - before) > _EVEN:
+        return "learned" if after > before else "lost"
+    return "same" if after >= RIGHT else "wrong"
+
+
+def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Task -> outcome -> rows, with every outcome present."""
+    counts = Counter((str(row["task"]), str(row["outcome"])) for row in rows)
+    tasks = dict.fromkeys(task for task, _ in counts)
+    return {task: {name: counts[task, name] for name in OUTCOMES} for task in tasks}
+
+
+def join(prepared: Artifact, scores: Artifact) -> list[dict[str, Any]]:
+    """One row for each evaluated prompt with the answers of base and tuned side by side, in the order of test.jsonl."""
+    prompts = {row["id"]: row["messages"] for row in lines(prepared.file("test.jsonl"))}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for answer in lines(scores.file("answers.jsonl")):
+        if answer["system"] not in SHOWN:
+            continue
+        key = (answer["task"], answer["id"])
+        row = rows.setdefault(key, {
+            "task": answer["task"], "id": answer["id"], "prompt": prompts[answer["id"]][-2]["content"],
+            "gold": answer["gold"],
+        })
+        row[answer["system"]] = answer["answer"]
+        row[f"score_{answer['system']}"] = answer["score"]
+    order = {name: number for number, name in enumerate(prompts)}
+    return [
+        {**row, "outcome": outcome(row.get("score_base_few_shot", row.get("score_base_zero_shot")), row["score_tuned"])}
+        for row in sorted(rows.values(), key=lambda row: order[row["id"]])
+    ]
+
+
+def show(rows: Sequence[Mapping[str, Any]], privacy: str) -> list[dict[str, Any]]:
+    """The rows as `privacy.samples` lets them be shown: none at all, with personal data replaced, or as they are.
+
+    Every kind of personal data that we know is replaced, whatever the recipe asked of PREPARE: a model may write an
+    address that was never in its data.
+    """
+    if privacy == "none":
+        return []
+    if privacy == "full":
+        return [dict(row) for row in rows]
+    kinds = sorted({recogniser.kind for recogniser in RECOGNISERS})
+    shown = []
+    for row in rows:
+        names = [name for name in ("prompt", "gold", *SHOWN) if row.get(name) is not None]
+        texts, _ = redact_texts([str(row[name]) for name in names], kinds)
+        shown.append({**row, **dict(zip(names, texts, strict=True))})
+    return shown
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
