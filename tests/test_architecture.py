@@ -19,8 +19,8 @@ LAYERS = [
     {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "deltas",
      "stream", "fourbit", "head", "parity", "quantise", "asked", "exact",
      "arguments", "attention", "fused", "reference", "sequence"},
-    {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff", "report"},
-    {"train", "progress", "show", "compare", "serve", "cli"},
+    {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff", "report", "serve"},
+    {"train", "progress", "show", "compare", "cli"},
 ]
 STAGES = {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}

@@ -108,11 +108,18 @@ class Book:
             line["raw"], after_thoughts(line["raw"], asked.mode), ids, line["finished"], line["tokens"], line["seconds"]
         )
 
-    def add(self, answers: Sequence[tuple[Asked, Answer]], repeat: int) -> None:
+    def noted(self, asked: Asked) -> dict[str, Any]:
+        """What was noted beside an answer that is kept."""
+        return self._known[asked.sha256, canonical_json(_decoding(asked, 0))]
+
+    def add(
+        self, answers: Sequence[tuple[Asked, Answer]], repeat: int, noted: Mapping[str, Any] | None = None
+    ) -> None:
+        """`noted`: how it was asked, for the reader of a result."""
         self._append([
             {"prompt": asked.sha256, "decoding": _decoding(asked, repeat), "raw": made.raw,
              "ids": None if made.ids is None else list(made.ids), "finished": made.finished, "tokens": made.tokens,
-             "seconds": round(made.seconds, 4)}
+             "seconds": round(made.seconds, 4), **(noted or {})}
             for asked, made in answers
         ])  # fmt: skip
 

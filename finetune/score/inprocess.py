@@ -76,7 +76,7 @@ class InProcess:
             began = time.monotonic()
             generate(
                 model, [asked.ids for asked in prompts], max_new_tokens=limit, stop_ids=self._chat.stop_ids,
-                pad_id=self._chat.pad_id, batch_tokens=max(1, self._batch_tokens >> repeat),
+                pad_id=self._chat.pad_id, batch_tokens=max(1, self._batch_tokens >> (repeat + 1) // 2),
                 done={row: list(one.ids or ()) for row, one in done.items()}, on_batch=keep, say=self._say,
             )  # fmt: skip
 

@@ -1,0 +1,139 @@
+"""A real OpenAI-compatible HTTP server of a few lines, with faults on order: nothing of the client is replaced."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+
+
+class Local(ThreadingHTTPServer):
+    """Answers `answer N`, N being the number of prompt tokens that it read."""
+
+    daemon_threads = True
+
+    def __init__(self, takes: Sequence[str], chat: Any, extra_tokens: int) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.takes, self.chat, self.extra_tokens = takes, chat, extra_tokens
+        self.faults: list[str] = []
+        """Each is what happens to one request, in their order; without one it is answered."""
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.keys: set[str | None] = set()
+        self.lock = Lock()
+        self.pause = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
+    def prompts(self) -> list[Any]:
+        return [body.get("prompt", body.get("messages")) for _, body in self.asked]
+
+    def next_fault(self) -> str:
+        with self.lock:
+            return self.faults.pop(0) if self.faults else ""
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that gave up is part of a test."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Local
+
+    def do_GET(self) -> None:
+        if self.path == "/version":
+            self.send({"version": "0.test"})
+        else:
+            self.send({"data": [{"id": "tuned", "root": "model", "created": time.time()}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append((self.path, body))
+            self.server.keys.add(self.headers["Authorization"])
+        fault = self.server.next_fault()
+        if fault == "slow":
+            time.sleep(1.5)
+        elif fault == "429":
+            return self.send({"error": "too many"}, 429, {"Retry-After": "7"})
+        elif fault == "500":
+            return self.send({"error": "out of memory"}, 500)
+        elif fault == "garbage":
+            return self.raw(b"<html>the gateway is tired</html>")
+        elif fault == "shape":
+            return self.send({"choices": []})
+        elif fault == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+            return self.connection.close()
+        elif fault == "denied":
+            return self.send({"error": "no key"}, 401)
+        kind = "messages" if "messages" in body else "token ids" if isinstance(body["prompt"], list) else "text"
+        if kind not in self.server.takes:
+            return self.send({"error": f"no {kind} here"}, 400)
+        if "return_token_ids" in body and "extras" not in self.server.takes:
+            return self.send({"error": "unknown key"}, 400)
+        return self.stream(body, fault) if body.get("stream") else self.answer(kind, body)
+
+    def count(self, body: dict[str, Any]) -> int:
+        if "messages" in body:
+            text = self.server.chat.prompt_text(body["messages"], "plain")
+            return len(self.server.chat.encode(text)) + self.server.extra_tokens
+        prompt = body["prompt"]
+        return len(prompt) if isinstance(prompt, list) else len(self.server.chat.encode(prompt)) + (
+            self.server.extra_tokens)  # fmt: skip
+
+    def answer(self, kind: str, body: dict[str, Any]) -> None:
+        time.sleep(self.server.pause)
+        read = self.count(body)
+        said = {"message": {"content": f"answer {read}"}} if kind == "messages" else {"text": f"answer {read}"}
+        usage = {"prompt_tokens": read, "completion_tokens": 3}
+        ids = {"token_ids": [1, 2, 3]} if "return_token_ids" in body else {}
+        self.send({"choices": [{**said, **ids, "finish_reason": "stop"}], "usage": usage})
+
+    def stream(self, body: dict[str, Any], fault: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for number in range(4):
+            time.sleep(self.server.pause)
+            self.event({"choices": [{"text": f"w{number} ", "finish_reason": None}]})
+            if fault == "cut stream" and number == 1:
+                return
+        self.event({"choices": [], "usage": {"prompt_tokens": self.count(body), "completion_tokens": 4}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def event(self, value: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
+        self.wfile.flush()
+
+    def send(self, value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.raw(json.dumps(value).encode(), status, headers)
+
+    def raw(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Nobody reads it."""
+
+
+@contextmanager
+def serving(chat: Any, *, takes: Sequence[str] = ("token ids", "extras"), extra_tokens: int = 0) -> Iterator[Local]:
+    server = Local(takes, chat, extra_tokens)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
