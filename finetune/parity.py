@@ -15,9 +15,6 @@ from finetune.errors import RecipeError
 if TYPE_CHECKING:
     import torch
 
-_NEAR_TIE_STEPS = 2
-"""Two best logits that are at most so many steps of the number format apart are a near-tie: rounding decides. A
-bfloat16 logit between 16 and 32 can only be told from one that is 0.125 away."""
 _POSITIONS = 512
 """Whose logits are made at once: 0.3 GB in float32 with a vocabulary of 152,000."""
 
@@ -124,7 +121,7 @@ def compare(
         "modes": each,
         "near_ties": near_ties,
         "disagreements": disagreements,
-        "near_tie": f"two best logits within {_NEAR_TIE_STEPS} steps of {dtype}",
+        "near_tie": f"two best logits within 2 steps of {dtype}",
         "over": "the adapter's own greedy answers",
     }
 
@@ -143,9 +140,15 @@ def _figures(rows: Sequence[int], kls: "list[torch.Tensor]", agreed: "list[torch
 
 
 def near_tie(first: float, second: float, dtype: str, *, tolerance: float = 0.0) -> bool:
-    """Whether rounding decides between the two best logits: at most _NEAR_TIE_STEPS from the best to the next number
-    that `dtype` can hold lie between them, or `tolerance` nats, what another implementation may be off."""
+    """Whether rounding decides between the two best logits: each of them may be off by the step from the best to the
+    next number that `dtype` can hold, or by `tolerance` nats, what another implementation may be off."""
     import torch
 
     step = float(torch.finfo(getattr(torch, dtype)).eps) * 2.0 ** math.floor(math.log2(max(abs(first), 1e-30)))
-    return first - second <= max(tolerance, _NEAR_TIE_STEPS * step)
+    return may_swap(first - second, max(tolerance, step))
+
+
+def may_swap(margin: float, off: float) -> bool:
+    """Whether two tokens whose log-probs are `margin` apart may change places when each may be `off` nats off: the one
+    rule for PROOF, golden prompts and `finetune serve --check`."""
+    return margin <= 2 * off

@@ -21,6 +21,7 @@ from finetune.handoff import bom, golden, lineage, rollback
 from finetune.handoff.lineage import bundle_id
 from finetune.handoff.publish import newest
 from finetune.handoff.publish import publish as hand_out
+from finetune.serve import ask
 from finetune.train import identity, ready, without_folders
 
 
@@ -91,13 +92,17 @@ def test_an_invented_prompt_is_the_tasks_own_template_in_other_words(made):  # n
     assert "{" not in first
 
 
-def test_a_margin_that_rounding_can_turn_is_a_near_tie_by_one_rule_for_proof_and_golden_prompts():
+def test_a_margin_that_rounding_can_turn_is_a_near_tie_by_one_rule_for_proof_golden_prompts_and_server():
     for first, margin, dtype in ((20.0, 0.25, "bfloat16"), (100.0, 1.0, "bfloat16"), (1.0, 2**-22, "float32")):
         assert parity.near_tie(first, first - margin, dtype), "two steps of a bfloat16 between 64 and 128 are 1"
         assert not parity.near_tie(first, first - 1.01 * margin - 1e-7, dtype)
+    allowed = golden.TOLERANCE["float32"]
     assert not parity.near_tie(20.0, 20.0 - 9e-4, "float32")
-    assert parity.near_tie(20.0, 20.0 - 9e-4, "float32", tolerance=golden.TOLERANCE["float32"])
     assert golden.near_tie is parity.near_tie
+    for margin, near in ((1.9 * allowed, True), (2.1 * allowed, False)):  # each of two log-probs may be off by so much
+        assert parity.near_tie(20.0, 20.0 - margin, "float32", tolerance=allowed) == near
+        expected = {"margins": [margin], "near_ties": []}
+        assert ask._near_tie(expected, 0, allowed) == near
 
 
 # --- the same bytes --------------------------------------------------------------------------------------------------
@@ -324,6 +329,20 @@ def test_a_demo_key_is_called_one_before_anything_is_trained(tmp_path):
     with pytest.raises(RecipeError, match=r"handoff\.licence_files\.terms.*no such file"):
         ready([*words, "handoff.licence_files={terms: nowhere.txt}"])
     assert ready([*words, f"handoff.signing_key={private}", "handoff.signer='demo key'"])
+
+
+def test_licence_texts_that_a_folder_of_ones_own_lacks_are_one_problem_with_one_word_to_type(tmp_path):
+    for name in ("legal", "general"):
+        shutil.copytree(Path("data") / name, tmp_path / name)
+    words = ["recipe=legal", "model=smollm2_135m", "machine=cpu", f"work={tmp_path / 'work'}",
+             f"data_root={tmp_path / 'legal'}"]  # fmt: skip
+    with pytest.raises(RecipeError) as caught:
+        ready(words)
+    (problem,) = caught.value.problems
+    assert "../LICENSES/wordnet-base.txt of terms" in str(problem)
+    assert "../LICENSES/sotu.txt of replay" in str(problem)
+    assert problem.fix.endswith("~handoff.licence_files")
+    assert ready([*words, "~handoff.licence_files"])
 
 
 def test_the_card_says_who_is_said_to_have_signed(made, tmp_path):  # noqa: F811

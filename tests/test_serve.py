@@ -33,7 +33,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_base(folder / "model")
     make_adapter(folder / "model", folder / "adapter")
     serving.write(folder / "serve", name="legal", model=Model(**MODEL), checkpoint=folder / "model",
-                  adapter=folder / "adapter", alerts=Alerts(), quantised={})  # fmt: skip
+                  adapter=folder / "adapter", alerts=Alerts(), quantised={},
+                  merge={"base_used": "as it is", "bases": None})  # fmt: skip
     return folder
 
 

@@ -7,9 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from test_serve import launcher
 
 from finetune.errors import RecipeError
-from finetune.serve.server import Server
+from finetune.serve.server import Server, version_of
 
 
 def test_a_server_that_dies_is_told_with_its_own_words(tmp_path: Path) -> None:
@@ -32,6 +33,38 @@ def test_only_a_cpu_is_spared_the_compiler(tmp_path: Path, compiled: bool) -> No
             server.wait()
         log.seek(0)
         assert log.read() == f"dynamo={'' if compiled else '1'} offline=1\n"
+
+
+HOSTILE = ("json", "ctypes", "importlib", "multiprocessing")
+WORKER = """
+import ctypes, importlib, json, multiprocessing
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=json.dumps, args=({},))
+    worker.start()
+    worker.join()
+    print("worker", worker.exitcode, flush=True)
+"""
+
+
+def test_no_module_that_lies_in_a_bundle_is_imported_by_the_server_or_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, program = tmp_path / "bundle", tmp_path / "program.py"
+    bundle.mkdir()
+    program.write_text(WORKER)
+    for name in HOSTILE:
+        (bundle / f"{name}.py").write_text("open('owned', 'w').close()\nraise SystemExit(9)\n")
+    monkeypatch.chdir(bundle)
+    assert subprocess.run([sys.executable, "-c", "import json"], check=False).returncode == 9, "they are hostile"
+    (bundle / "owned").unlink()
+    assert version_of(launcher(tmp_path / "environment", "0.32.0")) == "0.32.0"
+    with (tmp_path / "log").open("w+") as log:
+        words = [sys.executable, "-c", "import runpy; runpy.run_path('../program.py', run_name='__main__')"]
+        with Server(words, bundle, host="127.0.0.1", port=9, log=log) as server, pytest.raises(RecipeError):
+            server.wait()
+        log.seek(0)
+        assert "worker 0" in log.read()
+    assert not (bundle / "owned").exists()
 
 
 def test_a_server_that_ignores_sigint_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """serve/ of a bundle: commands whose arithmetic adds up, scripts a shell accepts, alerts that promtool sees fire."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from checkpoints import MODEL, make_adapter, make_base
 from finetune.config import load
 from finetune.config.evaluation import Alerts
 from finetune.config.model import Model
+from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED
 from finetune.handoff import alerts, capacity, serving
 
 QWEN3_32B = json.loads(load(["recipe=legal"]).model.architecture.model_dump_json())
@@ -31,10 +33,15 @@ def adapter(checkpoint: Path) -> Path:
     return make_adapter(checkpoint, checkpoint.with_name("adapter"), r=12)
 
 
-def written(folder: Path, checkpoint: Path, adapter: Path, *, limits: Alerts | None = None, **changes) -> Path:
+PLAIN = {"base_used": AS_IT_IS, "bases": None}
+
+
+def written(
+    folder: Path, checkpoint: Path, adapter: Path, *, limits: Alerts | None = None, merge: dict | None = None, **changes
+) -> Path:
     model = Model(**{**MODEL, **changes})
     serving.write(folder, name="legal", model=model, checkpoint=checkpoint, adapter=adapter,
-                  alerts=limits or Alerts(), quantised={})  # fmt: skip
+                  alerts=limits or Alerts(), quantised={}, merge=merge or PLAIN)  # fmt: skip
     return folder
 
 
@@ -144,7 +151,7 @@ def test_the_scripts_are_what_the_plan_says_and_a_shell_accepts_them(
 def test_a_quantised_model_gets_a_command_with_its_own_weights(checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "model-w4a16")
     serving.write(tmp_path / "serve", name="legal", model=Model(**MODEL), checkpoint=checkpoint, adapter=adapter,
-                  alerts=Alerts(), quantised={"w4a16": tmp_path / "model-w4a16"})  # fmt: skip
+                  alerts=Alerts(), quantised={"w4a16": tmp_path / "model-w4a16"}, merge=PLAIN)  # fmt: skip
     assert "vllm serve model-w4a16 \\" in (tmp_path / "serve/gpus-2x24gb-w4a16.sh").read_text()
 
 
@@ -184,6 +191,25 @@ def test_the_adapter_is_asked_as_the_merged_model_is(checkpoint: Path, adapter: 
     assert pairs["--lora-modules"] == "legal=adapter"
     assert (pairs["--tokenizer"], pairs["--generation-config"]) == ("model", "model")
     assert pairs["--chat-template"] == "model/chat_template.jinja"
+
+
+def test_an_adapter_whose_merge_went_through_4_bit_is_said_to_be_another_model_on_the_plain_base(
+    checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    assert "echo" not in (written(tmp_path / "same", checkpoint, adapter) / "adapter.sh").read_text()
+    bases = [{"name": ROUND_TRIPPED, "kl_mean": 2.1e-4}, {"name": AS_IT_IS, "kl_mean": 0.0312}]
+    folder = written(tmp_path / "serve", checkpoint, adapter, merge={"base_used": ROUND_TRIPPED, "bases": bases})
+    plan = json.loads((folder / "plan.json").read_text())
+    assert "as trained 0.031 nats, that of model/ 0.00021" in plan["adapter"]["warning"]
+    assert plan["adapter"]["warning"] in (folder / "README.md").read_text()
+    vllm = tmp_path / "vllm"
+    vllm.write_text("#!/bin/sh\necho started\n")
+    vllm.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BASE": "somewhere"}
+    script = subprocess.run(["sh", folder / "adapter.sh"], env=environment, capture_output=True, text=True, check=True)
+    assert (script.stdout, script.stderr) == ("started\n", f"warning: {plan['adapter']['warning']}\n")
+    unmeasured = written(tmp_path / "other", checkpoint, adapter, merge={"base_used": ROUND_TRIPPED, "bases": None})
+    assert "was not measured" in (unmeasured / "adapter.sh").read_text()
 
 
 def test_yarn_that_was_trained_is_served_and_passed_to_the_base_under_its_adapter(

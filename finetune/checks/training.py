@@ -161,19 +161,35 @@ def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Pr
         rule = "who accepts a failed gate and why are given together: both are shown in the report"
         missing = "reason" if handoff.reason is None else "accepted_by"
         yield Problem(f"handoff.{missing}", None, rule, f"handoff.{missing}='...'")
-    for source, text in handoff.licence_files.items():
-        path = f"handoff.licence_files.{source}"
-        if source not in recipe.sources:
-            yield Problem(path, text, "there is no source of this name", f"one of {', '.join(recipe.sources)}")
-        elif recipe.documents.is_dir() and not (recipe.documents / text).is_file():
-            rule = f"there is no such file below {recipe.documents}"
-            yield Problem(path, text, rule, f"correct the path, or leave it out with ~{path}")
+    yield from _check_licence_files(recipe)
     if handoff.signing_key is not None:
         yield from _check_key(Path(handoff.signing_key), handoff.signer)
     tracked = environment.get("WANDB_MODE") or recipe.tracking.wandb
     if recipe.privacy.samples == "full" and tracked == "online":
         rule = "would send evaluation rows, personal data included, to a tracking server"
         yield Problem("privacy.samples", "full", rule, "privacy.samples=redacted, or tracking=offline")
+
+
+def _check_licence_files(recipe: Recipe) -> Iterator[Problem]:
+    """All missing texts in one sentence: with another data_root it is every one of them, for one reason."""
+    missing = {}
+    for source, text in recipe.handoff.licence_files.items():
+        if source not in recipe.sources:
+            path = f"handoff.licence_files.{source}"
+            yield Problem(path, text, "there is no source of this name", f"one of {', '.join(recipe.sources)}")
+        elif recipe.documents.is_dir() and not (recipe.documents / text).is_file():
+            missing[source] = text
+    if len(missing) == 1:
+        ((source, text),) = missing.items()
+        path = f"handoff.licence_files.{source}"
+        rule = f"there is no such file below {recipe.documents}"
+        yield Problem(path, text, rule, f"correct the path, or leave it out with ~{path}")
+    elif missing:
+        every = "" if len(missing) == len(recipe.handoff.licence_files) else " (all of them, found or not)"
+        named = ", ".join(f"{text} of {source}" for source, text in missing.items())
+        rule = f"these texts, which are copied into the bundle, are not below {recipe.documents}: {named}"
+        fix = f"put them there, correct the paths, or do without texts{every}: ~handoff.licence_files"
+        yield Problem("handoff.licence_files", None, rule, fix)
 
 
 def _check_key(key: Path, signer: str | None) -> Iterator[Problem]:

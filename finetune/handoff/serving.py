@@ -15,6 +15,7 @@ import yaml
 from finetune.artifacts import write_whole
 from finetune.config.evaluation import Alerts
 from finetune.config.model import Model
+from finetune.fourbit import AS_IT_IS, ROUND_TRIPPED
 from finetune.handoff import alerts as alerting
 from finetune.handoff import capacity
 
@@ -31,11 +32,14 @@ _YARN_POSITIONS = {"qwen3": 32_768}
 
 def write(
     folder: Path, *, name: str, model: Model, checkpoint: Path, adapter: Path, alerts: Alerts,
-    quantised: Mapping[str, Path],
+    quantised: Mapping[str, Path], merge: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Fill `folder` (the bundle's serve/) for the model directory `checkpoint`; `quantised`: scheme -> directory."""
+    """Fill `folder` (the bundle's serve/) for the model directory `checkpoint`; `quantised`: scheme -> directory.
+
+    Of `merge`, the content of merge.json, the base that was merged into counts.
+    """
     folder.mkdir(exist_ok=True)
-    plan = make_plan(name=name, model=model, checkpoint=checkpoint, adapter=adapter, quantised=quantised)
+    plan = make_plan(name=name, model=model, checkpoint=checkpoint, adapter=adapter, quantised=quantised, merge=merge)
     for setup in [*plan["setups"], plan["adapter"]]:
         if setup["argv"]:
             write_whole(folder / setup["script"], script(setup))
@@ -53,7 +57,7 @@ def write(
 
 
 def make_plan(
-    *, name: str, model: Model, checkpoint: Path, adapter: Path, quantised: Mapping[str, Path]
+    *, name: str, model: Model, checkpoint: Path, adapter: Path, quantised: Mapping[str, Path], merge: Mapping[str, Any]
 ) -> dict[str, Any]:
     """plan.json: what the scripts and the page say, for a machine to read."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
@@ -94,7 +98,7 @@ def make_plan(
         "tools": "--tool-call-parser" in common,
         "setups": setups,
         "yarn": _yarn(config, model, weights),
-        "adapter": adapter_setup(name, model, checkpoint, adapter, setups),
+        "adapter": adapter_setup(name, model, checkpoint, adapter, setups) | {"warning": another_model(merge)},
         "control_tokens": control_tokens(checkpoint),
     }  # fmt: skip
 
@@ -177,6 +181,18 @@ def adapter_setup(
     }  # fmt: skip
 
 
+def another_model(merge: Mapping[str, Any]) -> str:
+    """What to tell whoever serves the adapter beside its base: "" where that is the same model as the merged one."""
+    if merge["base_used"] != ROUND_TRIPPED:
+        return ""
+    found = {base["name"]: base["kl_mean"] for base in merge["bases"] or ()}
+    cost = (
+        f"mean KL to the adapter as trained {found[AS_IT_IS]:.2g} nats, that of model/ {found[ROUND_TRIPPED]:.2g}"
+        if found else "how far from the adapter as trained was not measured"
+    )
+    return f"on the plain base this adapter is another model than model/, whose base went through 4 bit: {cost}"
+
+
 def script(setup: Mapping[str, Any]) -> str:
     """A POSIX shell script; further arguments go to vLLM."""
     words: list[str] = []
@@ -192,6 +208,8 @@ def script(setup: Mapping[str, Any]) -> str:
             "#!/bin/sh",
             "# HOST and PORT from outside; further arguments go to vLLM. Why each flag: README.md.",
             'cd "$(dirname "$0")/.." || exit',
+            "export PYTHONSAFEPATH=1  # no module is imported from this folder",
+            *([f"echo {shlex.quote('warning: ' + setup['warning'])} >&2"] if setup.get("warning") else []),
             "exec vllm serve " + " \\\n  ".join(words),
             "",
         ]

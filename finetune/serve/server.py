@@ -19,7 +19,8 @@ from typing import IO, Any, Self
 from finetune.errors import RecipeError
 from finetune.handoff.serving import TESTED
 
-_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONSAFEPATH": "1"}
+"""The last: the working directory is a bundle, and vLLM's workers must not import a json.py that lies in it."""
 _NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
 """For CPUs: --enforce-eager alone still compiles a helper at the first request, 12 s, and needs a C++ compiler."""
 _LAST_SECONDS = 30
@@ -61,7 +62,10 @@ def version_of(vllm: Path) -> str:
     interpreter = re.search(r"(/[^\s\"']*python[0-9.]*)", head)
     program = "from importlib.metadata import version; print(version('vllm'))"
     if interpreter is not None:
-        asked = subprocess.run([interpreter[1], "-c", program], capture_output=True, text=True, check=False, timeout=60)
+        asked = subprocess.run(  # nothing is imported from where we happen to stand, which may be a bundle
+            [interpreter[1], "-c", program], capture_output=True, text=True, check=False, timeout=60,
+            cwd=Path(interpreter[1]).parent, env={**os.environ, "PYTHONSAFEPATH": "1"},
+        )  # fmt: skip
         if asked.returncode == 0:
             return asked.stdout.strip().partition("+")[0]
     raise RecipeError.one("vllm", str(vllm), "no launcher of an installed vLLM", "--vllm PATH of one that pip wrote")

@@ -43,6 +43,8 @@ def run(chosen: argparse.Namespace) -> int:
     machine = here()
     words = command(bundle, plan, machine, dtype=dtype, base=base, weights=chosen.model)
     words = [str(vllm), *words, "--host", chosen.host, "--port", str(chosen.port), *chosen.flag]
+    if base is not None and plan["adapter"].get("warning"):
+        say(f"serve: warning: {plan['adapter']['warning']}")
     say("+ " + " ".join(words))
     with tempfile.TemporaryFile("w+") if log is None else log.open("w+", encoding="utf-8") as lines:
         quiet = chosen.check or log is not None
