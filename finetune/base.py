@@ -186,8 +186,7 @@ def _hush(machine: Machine) -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     # DeepSpeed calls collectives by names that torch 2.13 is about to change, at every step.
     warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
-    # An optional kernel package that is fetched from a hub; the built-in one is used.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    libraries.hush_bitsandbytes()
     # temperature=0.0 beside do_sample=false is on purpose: vLLM samples without it.
     logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
     if not sys.stderr.isatty():

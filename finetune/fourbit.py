@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.base import modules_4bit, quantised_modules
 from finetune.deltas import DTYPE, cuts
 from finetune.errors import RecipeError
+from finetune.libraries import bitsandbytes
 from finetune.shards import read_header, shard_names
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RoundTrip:
         return [name for name in mine if mine[name] != theirs[name]]
 
     def cuttable(self, shape: Sequence[int]) -> bool:
-        """Whether rows of such a matrix are quantised alone as they are within the whole: each begins where a block does.
+        """Whether rows of such a matrix are quantised alone as they are within the whole: each begins with a block.
 
         Where it does not, bitsandbytes 0.50.2 takes wrong scales on CPUs with AVX-512 (640 x 192 in blocks of 128), and
         other wrong ones for a part than for the whole, which is what was trained on.
@@ -89,8 +90,8 @@ class RoundTrip:
     def pack(self, rows: "torch.Tensor") -> "Packed":
         """4-bit codes and float32 scales of rows that begin at the border of a block (QLoRA, 2305.14314)."""
         import torch
-        from bitsandbytes import functional
 
+        functional = bitsandbytes()
         codes, state = functional.quantize_4bit(
             rows.to(getattr(torch, self.from_dtype)), blocksize=self.blocksize, quant_type=self.quant_type
         )
@@ -100,12 +101,11 @@ class RoundTrip:
         """The scales of a whole matrix, put together and, with double quantisation, there and back through 8 bit: all
         at once, because their mean is taken out first."""
         import torch
-        from bitsandbytes import functional
 
         scales = torch.cat([scale for _, scale in packed])
         if not self.double_quant:
             return scales
-        mean = scales.mean()
+        functional, mean = bitsandbytes(), scales.mean()
         codes, state = functional.quantize_blockwise(scales - mean, blocksize=256)
         back: torch.Tensor = functional.dequantize_blockwise(codes, state)
         return back.add_(mean)
@@ -113,9 +113,8 @@ class RoundTrip:
     def unpack(self, codes: "torch.Tensor", scales: "torch.Tensor", rows: "torch.Tensor") -> None:
         """Fill `rows` with what its codes and its part of `scales` stand for."""
         import torch
-        from bitsandbytes import functional
 
-        kind = getattr(torch, self.from_dtype)
+        functional, kind = bitsandbytes(), getattr(torch, self.from_dtype)
         state = functional.QuantState(
             scales, rows.shape, functional.get_4bit_type(self.quant_type, rows.device), self.blocksize,
             self.quant_type, kind,
@@ -180,9 +179,7 @@ def says_4bit(adapter_dir: Path) -> str | None:
 
 def dequantised(module: Any) -> "torch.Tensor":
     """The weight that a Linear4bit computes with, in the number format it was quantised from."""
-    from bitsandbytes import functional
-
-    weight: torch.Tensor = functional.dequantize_4bit(module.weight.data, _state(module))
+    weight: torch.Tensor = bitsandbytes().dequantize_4bit(module.weight.data, _state(module))
     return weight
 
 

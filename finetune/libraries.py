@@ -6,8 +6,10 @@ left out as well 3.2 to 3.5 s (2026-11-22, 2 CPU cores, three rounds each).
 
 import gc
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 _MODELS = ("torch", "transformers", "peft")
 
@@ -40,6 +42,18 @@ def unused(*, bnb: bool, zero3: bool, optimizers: Sequence[str] = ()) -> list[st
     """
     foreign = any(not name.startswith("adamw_torch") for name in optimizers)
     return [name for name, used in (("bitsandbytes", bnb or foreign), ("deepspeed", zero3)) if not used]
+
+
+def bitsandbytes() -> Any:
+    """`bitsandbytes.functional`, without what it says when it is imported: an optional kernel package would be fetched
+    from a hub, and the built-in kernel is used."""
+    hush_bitsandbytes()
+    return importlib.import_module("bitsandbytes.functional")
+
+
+def hush_bitsandbytes() -> None:
+    """To be called before anybody imports it."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def leave_out(names: Sequence[str]) -> None:

@@ -35,3 +35,10 @@ def test_what_is_left_out_is_not_imported_and_the_collector_is_on_again() -> Non
         found[len(names)] = json.loads(done.stdout.splitlines()[-1])
     assert found[0] == [True, True, ["bitsandbytes"]]  # else there would be nothing to leave out any more
     assert found[2] == [True, True, []]
+
+
+def test_bitsandbytes_says_nothing_of_a_kernel_that_it_would_fetch() -> None:
+    """In every child and in `finetune merge`: a reader must not learn to skip over warnings."""
+    script = "from finetune.libraries import bitsandbytes; bitsandbytes().quantize_4bit"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
