@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune import __version__, serve
+from finetune import __version__, compare, serve
 from finetune.errors import RecipeError
 from finetune.verify import command as receipt
 
@@ -79,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     keygen.add_argument("folder", type=Path, help="signing.key (secret, mode 0600) and signing.pub are written there")
     keygen.add_argument("--demo", action="store_true", help="a pair that says it proves no origin, for demonstrations")
     keygen.set_defaults(run=_keygen)
+    text = "a finished run's report once more, from its stored rows and results; says whether the bytes are the same"
+    report = commands.add_parser("report", help=text, description=text)
+    report.add_argument("work", type=Path, help="work folder of a run, for example work/legal")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where the three files go (WORK/report)")
+    report.add_argument("--language", choices=("en", "zh"), help="another language than the recipe's")
+    report.set_defaults(run=_report)
+    text = "what differs between runs, and what came of it: configuration, data, curves, scores, answers, gates, cost"
+    versus = commands.add_parser("compare", help=text, description=text)
+    compare.options(versus)
+    versus.set_defaults(run=compare.run)
     text = "start vLLM on a bundle, or ask it the golden prompts and compare (--check)"
     server = commands.add_parser("serve", help=text, description=text)
     serve.options(server)
@@ -163,6 +173,12 @@ def _merge(options: argparse.Namespace) -> int:
         say=lambda line: print(line, flush=True),
     )  # fmt: skip
     return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from finetune.report import rebuild
+
+    return rebuild.run(options.work, options.out, options.language)
 
 
 def _keygen(options: argparse.Namespace) -> int:

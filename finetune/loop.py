@@ -82,8 +82,8 @@ class _Watch(TrainerCallback):
         if history := self.trainer.history:
             self._measure_if_due(history[-1])
         # The tracker may have lost the last lines before a kill, and takes only those that it does not hold.
-        for record in history:
-            self._track(record)
+        for at in range(len(history)):
+            self._track(at)
 
     def _measure_if_due(self, record: dict[str, Any]) -> None:
         if self._owes_evaluation(record):
@@ -126,7 +126,7 @@ class _Watch(TrainerCallback):
         trainer.history.append(record)
         if is_first():
             self._tell(record, last)
-            self._track(record)
+            self._track(len(trainer.history) - 1)
         if stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True
@@ -144,12 +144,17 @@ class _Watch(TrainerCallback):
             resume.keep_last(self.run.work)
         collective.wait_for_all()
 
-    def _track(self, record: Mapping[str, Any]) -> None:
-        """A step whose evaluation is still owed is tracked when that was made up for: a step is tracked once."""
+    def _track(self, at: int) -> None:
+        """The line of log.jsonl that ends at this place of the history, where one does.
+
+        A step whose evaluation is still owed is tracked when that was made up for: a step is tracked once.
+        """
+        record = self.trainer.history[at]
         step = record["step"]
         due = step % self.run.log_steps == 0 or step >= self.run.steps or "eval_loss" in record
         if due and is_first() and not self._owes_evaluation(record):
-            self.run.tracker.log(self.run.name, {k: v for k, v in record.items() if k != "step"}, step)
+            line = _thin(self.trainer.history[max(0, at + 1 - self.run.log_steps) : at + 1], self.run)[-1]
+            self.run.tracker.log(self.run.name, {k: v for k, v in line.items() if k != "step"}, step)
 
     def _tell(self, record: Mapping[str, Any], last: bool) -> None:
         run, step = self.run, record["step"]

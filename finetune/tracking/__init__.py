@@ -48,6 +48,8 @@ class Tracker:
         """Set when there is a step to log, or the run ends."""
         self._before = 0
         """Steps of the training stages that are done."""
+        self._last = 0
+        """The last step that was logged."""
         self._had = Decoded()
         """What W&B's files had of this run when it was started."""
         self._known = 0
@@ -94,7 +96,7 @@ class Tracker:
         W&B's own step counts through all stages. What it has from before a kill or a stop is not logged again.
         """
         numbers = {f"{prefix}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
-        through = self._before + step
+        through = self._last = self._before + step
 
         def order(run: Any) -> None:
             if through > self._known:
@@ -129,6 +131,7 @@ class Tracker:
         self, recipe: Recipe, *, base: Artifact, prepared: Artifact, scores: Artifact, proof: Artifact
     ) -> None:
         """Headline metrics and gates as summary, the answers as a table: what `privacy.samples` lets out of them."""
+        last = max(self._before, self._last)
 
         def order(run: Any) -> None:
             scored = json.loads(scores.file("scores.json").read_text(encoding="utf-8"))
@@ -141,7 +144,7 @@ class Tracker:
                 import wandb
 
                 table = wandb.Table(columns=list(told.COLUMNS), data=rows)
-                run.log({SAMPLES: table}, step=max(self._known, self._before) + 1)
+                run.log({SAMPLES: table}, step=max(self._known, last) + 1)
 
         self._order(order)
 
@@ -196,6 +199,7 @@ class Tracker:
                     raise
                 self._say(f"tracking: W&B does not answer ({type(error).__name__}: {error}); the run goes on offline, "
                           "`wandb sync` of its folder sends it later")  # fmt: skip
+                wandb.teardown()  # or the id would still be in use
                 run = start("offline")
             self._had = decode(files_of(Path(run.settings.wandb_dir), run.id))
             self._known = max(run.starting_step - 1, self._had.last_step)
