@@ -5,6 +5,7 @@ from pathlib import Path
 
 from finetune.config import Recipe
 from finetune.errors import Problem, RecipeError
+from finetune.metrics import METRICS
 
 _ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-quantise"
 _STAMP = ".finetune-setup"
@@ -28,6 +29,10 @@ def check_export(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("quantise.group_size", how.group_size, rule, f"quantise.group_size={best}")
     elif how.group_size:
         yield Problem("quantise.group_size", how.group_size, "is w4a16's alone", "quantise.group_size=null")
+    for name, task in recipe.tasks.items():
+        if METRICS[task.metric].kind == "likelihood":
+            rule = "asks for likelihoods, and quantised models only for answers: their loss would not be known"
+            yield Problem(f"tasks.{name}.metric", task.metric, rule, "export=[], or metric: exact_match")
 
 
 def check_environment(recipe: Recipe) -> Iterator[Problem]:

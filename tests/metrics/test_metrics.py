@@ -196,6 +196,14 @@ def test_a_metric_and_what_it_looks_at_go_together(words: list[str], expected: s
     assert any(expected in problem for problem in found), found
 
 
+def test_what_is_asked_by_likelihood_is_neither_thought_about_nor_quantised() -> None:
+    chosen = ["tasks.place.metric=multiple_choice", "tasks.place.choices=[A, '{location}']"]
+    assert problems(*chosen) == []
+    thought = problems(*chosen, "tasks.place.reasoning='{text}'")
+    assert any("asks how likely each option is at once" in problem for problem in thought)
+    assert any("their loss would not be known" in problem for problem in problems(*chosen, "export=[w4a16]"))
+
+
 def test_a_new_metric_is_one_decorated_function() -> None:
     @metric("same_length")
     def same_length(answer: str, row: Any, options: Any) -> float:
