@@ -14,8 +14,6 @@ class Score(Section):
     """Worked examples in the few-shot base prompt, drawn from the training rows."""
     batch_tokens: Positive = 4096
     """Prompt tokens in one generation batch."""
-    resamples: Annotated[int, Field(ge=1000)] = 10_000
-    """Bootstrap resamples of groups for the 95 % intervals."""
     general_tokens: Positive = 8_000
     """Tokens of each kind of general text on which perplexity is measured."""
     parity_prompts: Positive = 200

@@ -21,7 +21,7 @@ WORDS = [
     "tasks.fields.valid_rows=4", "tasks.fields.test_rows=8", "tasks.fields.max_new_tokens=6",
     "tasks.place.train_rows=8",
     "tasks.place.valid_rows=2", "tasks.place.test_rows=4", "tasks.place.max_new_tokens=4", "dpo.pairs.prompts=6",
-    "score.general_tokens=512", "score.parity_prompts=2", "score.resamples=1000", "handoff.accepted_by=tests",
+    "score.general_tokens=512", "score.parity_prompts=2", "handoff.accepted_by=tests",
     "handoff.reason='random weights'", f"sft.max_steps={STEPS}", "sft.log_steps=1", "dpo.log_steps=1",
 ]  # fmt: skip
 

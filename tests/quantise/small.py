@@ -24,7 +24,7 @@ def config(*schemes: str, **quantise: Any) -> dict[str, Any]:
     """EXPORT's config for this model."""
     return {
         "seed": 0, "export": list(schemes), "quantise": quantise, "tasks": TASKS,
-        "score": {"batch_tokens": 512, "resamples": 1000},
+        "score": {"batch_tokens": 512},
         "model": {"dtype": "bfloat16", "architecture": MODEL["architecture"]},
     }  # fmt: skip
 

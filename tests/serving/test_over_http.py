@@ -32,7 +32,7 @@ WORDS = [
     "tasks.fields.train_rows=24", "tasks.fields.valid_rows=4", "tasks.fields.test_rows=8",
     "tasks.fields.max_new_tokens=6", "tasks.place.train_rows=8", "tasks.place.valid_rows=2", "tasks.place.test_rows=4",
     "tasks.place.max_new_tokens=4", "sft.max_length=512", "sft.trl.learning_rate=1e-2", "score.general_tokens=512",
-    "score.parity_prompts=2", "score.resamples=1000", "handoff.accepted_by=tests", "handoff.reason='random weights'",
+    "score.parity_prompts=2", "handoff.accepted_by=tests", "handoff.reason='random weights'",
 ]  # fmt: skip
 
 
