@@ -237,6 +237,6 @@ def _unscorable(name: str, task: Task, examples: list[Example]) -> list[Problem]
             f"tasks.{name}.metric={task.metric} cannot score this row's gold answer: {problem}",
             f"mend the row, leave it out with tasks.{name}.where, or change the metric or its metric_options",
         )
-        for example in examples
+        for example in sorted(examples, key=lambda example: (example.item.file, example.item.line))
         if (problem := gold_problem(example.chat, task))
     ]
