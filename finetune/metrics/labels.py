@@ -9,15 +9,14 @@ from pydantic import Field
 from finetune.config.section import Section
 from finetune.metrics.metric import Ratios, Row, metric
 
-_MOST_LABELS = 50
-"""Labels up to which a confusion is written down; above it are only the averages."""
 OTHER = "(other)"
 """What a confusion calls every answer that is no label: the model's own words stay in answers.jsonl."""
 
 
 class Labels(Section):
     labels: tuple[str, ...] = ()
-    """The closed set of labels; every gold answer must be one of them. Empty: those of the evaluated rows."""
+    """The closed set of labels, every gold answer one of them. Given, each label has its own figures and a confusion;
+    empty, labels are those of the evaluated rows, which are corpus text, so that only averages are told."""
 
 
 class Flags(Section):
@@ -34,12 +33,13 @@ def label_of(text: str) -> str:
 
 
 def classify(answers: Sequence[str], rows: Sequence[Row], options: Labels) -> dict[str, Any]:
-    """macro and micro F1, each label's own figures, and the confusion as its non-empty cells, most frequent first.
+    """macro and micro F1; of labels that the recipe names also each one's own figures, and the confusion as its
+    non-empty cells, most frequent first.
 
     Micro F1 counts an answer that is no label as a miss only, so it lies above accuracy where there are such answers.
     A label that was never given and never right has F1 0, as in scikit-learn with zero_division=0.
     """
-    spelling = {label_of(label): label.strip() for label in [*(row.answer for row in rows), *options.labels]}
+    spelling = {label_of(label): label.strip() for label in options.labels or [row.answer for row in rows]}
     gold = [label_of(row.answer) for row in rows]
     given = [label if (label := label_of(answer)) in spelling else "" for answer in answers]
     cells = Counter(zip(gold, given, strict=True))
@@ -51,7 +51,7 @@ def classify(answers: Sequence[str], rows: Sequence[Row], options: Labels) -> di
         "micro_f1": _f1(sum(right.values()), sum(of_given[label] for label in spelling), len(rows)),
         "other": of_given[""] / len(rows),
     }
-    if len(spelling) > _MOST_LABELS:
+    if not options.labels:
         return found
     found["labels"] = {
         name: {

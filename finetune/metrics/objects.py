@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from finetune.config.section import Section
 from finetune.metrics.metric import Ratios, Row, metric
 
 
@@ -104,7 +105,13 @@ def read_entities(text: str) -> Counter[tuple[str, str]]:
     return named
 
 
-def count_entities(answer: str, row: Row, options: Any) -> Ratios:
+class Types(Section):
+    types: tuple[str, ...] = ()
+    """The closed set of entity types, those of every gold answer among them. Given, each has its own figures; empty,
+    types are what gold says, which is corpus text, so that only averages are told."""
+
+
+def count_entities(answer: str, row: Row, options: Types) -> Ratios:
     """Micro F1, precision and recall over all entities of all rows, as seqeval counts whole entities."""
     gold, given = read_entities(row.answer), _entities_or_none(answer)
     known = given or Counter()
@@ -117,8 +124,8 @@ def count_entities(answer: str, row: Row, options: Any) -> Ratios:
     }
 
 
-def describe_types(answers: Sequence[str], rows: Sequence[Row], options: Any) -> dict[str, Any]:
-    """Each type's own figures, and their mean F1 (macro) over the types that gold or an answer names."""
+def describe_types(answers: Sequence[str], rows: Sequence[Row], options: Types) -> dict[str, Any]:
+    """Mean F1 (macro) of the types that gold or an answer names; the own figures of those that the recipe names."""
     gold: Counter[str] = Counter()
     given: Counter[str] = Counter()
     right: Counter[str] = Counter()
@@ -128,29 +135,33 @@ def describe_types(answers: Sequence[str], rows: Sequence[Row], options: Any) ->
             for (type_, _), count in found.items():
                 total[type_] += count
     f1 = {type_: _f1(right[type_], given[type_], gold[type_]) for type_ in sorted(gold | given)}
-    # An answer may invent types without end: only those that gold knows get a line of their own.
-    types = {
+    found: dict[str, Any] = {"macro_f1": sum(f1.values()) / len(f1) if f1 else 1.0}
+    if not options.types:
+        return found
+    found["types"] = {
         type_: {
             "n": gold[type_],
             "precision": right[type_] / given[type_] if given[type_] else 0.0,
-            "recall": right[type_] / gold[type_],
-            "f1": f1[type_],
+            "recall": right[type_] / gold[type_] if gold[type_] else 0.0,
+            "f1": f1.get(type_, 0.0),
         }
-        for type_ in sorted(gold)
+        for type_ in options.types
     }
-    return {"macro_f1": sum(f1.values()) / len(f1) if f1 else 1.0, "types": types}
+    return found
 
 
-def _no_entities(row: Row, options: Any) -> str | None:
+def _no_entities(row: Row, options: Types) -> str | None:
     try:
-        read_entities(row.answer)
+        named = read_entities(row.answer)
     except NotOneObjectError as error:
         return f"it is no list of entities ({error})"
+    if options.types and not {type_ for type_, _ in named} <= set(options.types):
+        return "a type in it is none of metric_options.types"
     return None
 
 
-@metric("entity_f1", ratios=count_entities, details=describe_types, gold=_no_entities)
-def entity_f1(answer: str, row: Row, options: Any) -> float:
+@metric("entity_f1", options=Types, ratios=count_entities, details=describe_types, gold=_no_entities)
+def entity_f1(answer: str, row: Row, options: Types) -> float:
     """F1 of the row's entities: type and text must be right. No entity where there is none scores 1.
 
     An entity that stands several times counts as often as it is named.

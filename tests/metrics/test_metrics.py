@@ -78,6 +78,18 @@ def test_details_say_which_field_is_wrong() -> None:
     assert found["field_f1"] == {"action": 0.0, "place": pytest.approx(2 / 3)}
 
 
+def test_names_that_only_the_corpus_knows_stand_in_no_figure_of_a_set() -> None:
+    rows = [row("Ada's ward"), row("ward 2")]
+    assert "ward" not in json.dumps(details(["Ada's ward", "x"], rows, task("label_accuracy")))
+    entity = '[{"type": "Ada", "text": "Ada"}]'
+    assert "Ada" not in json.dumps(details([entity], [row(entity)], task("entity_f1")))
+    told = details(["WARD 2.", "Ada's ward"], [row("ward 2")] * 2, task("label_accuracy", labels=["Ward 1", "Ward 2"]))
+    assert told["confusion"] == [
+        {"gold": "Ward 2", "answered": "(other)", "n": 1},
+        {"gold": "Ward 2", "answered": "Ward 2", "n": 1},
+    ]
+
+
 GOLD = {
     "json_exact": '{"a": "法"}', "json_f1": '{"a": "法"}', "entity_f1": '[{"type": "law", "text": "民法典"}]',
     "citation": '{"source": "A", "quote": "a word or two"}', "numeric": "-1,200.5 USD", "abstention": "Not in the text",
@@ -85,7 +97,7 @@ GOLD = {
 }  # fmt: skip
 OPTIONS = {
     "numeric": {"thousands": ",", "units": ["USD"]}, "flag_accuracy": FLAGS,
-    "abstention": {"phrases": ["not in the text"]},
+    "abstention": {"phrases": ["not in the text"]}, "label_accuracy": {"labels": ["the left track", "down"]},
 }  # fmt: skip
 
 
@@ -107,6 +119,7 @@ def test_every_score_lies_between_0_and_1_and_gold_itself_scores_1(name: str, an
 @pytest.mark.parametrize(("name", "gold"), [
     ("json_exact", "[1]"), ("entity_f1", '{"type": "a"}'), ("entity_f1", '[{"type": "a"}]'), ("numeric", "about 5"),
     ("numeric", "1,2345"), ("flag_accuracy", "perhaps"), ("multiple_choice", "C"),
+    ("label_accuracy", "up"),
     ("citation", '{"source": "A", "quote": "something else"}'), ("citation", '{"source": "A", "quote": "a word"}'),
 ])  # fmt: skip
 def test_a_gold_answer_that_cannot_be_scored_is_told(name: str, gold: str) -> None:

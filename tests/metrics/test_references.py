@@ -67,7 +67,7 @@ def test_accuracy_f1_and_confusion_of_labels_equal_scikit_learns(rows: Any) -> N
     given = ["I cannot say." if at % 7 == 0 else one.answer for at, one in enumerate(made)]
     gold = [one.gold for one in made]
     known = list(dict.fromkeys(gold))
-    found = details(given, [row(one.gold) for one in made], task("label_accuracy"))
+    found = details(given, [row(one.gold) for one in made], task("label_accuracy", labels=known))
     scores = [score(answer, row(right), task("label_accuracy")) for answer, right in zip(given, gold, strict=True)]
     assert np.mean(scores) == pytest.approx(sklearn.metrics.accuracy_score(gold, given))
     for average in ("macro", "micro"):
@@ -185,7 +185,9 @@ def test_entity_f1_equals_seqevals(rows: Any) -> None:
     given = [entities(tokens, answered) for tokens, _, answered in made]
     true = [tags(tokens, right) for tokens, right, _ in made]
     predicted = [tags(tokens, answered) for tokens, _, answered in made]
-    found = details(given, [row(one) for one in gold], task("entity_f1"))
+    kinds = sorted({kind for _, right, _ in made for _, _, kind in right})
+    found = details(given, [row(one) for one in gold], task("entity_f1", types=kinds))
+    assert sorted(found["types"]) == kinds
     report = classification_report(true, predicted, mode="strict", scheme=IOB2, output_dict=True, zero_division=0)
     assert found["micro_f1"] == pytest.approx(report["micro avg"]["f1-score"])
     assert found["precision"] == pytest.approx(report["micro avg"]["precision"])
