@@ -1,9 +1,13 @@
 """Gates: the limits of a recipe held against what was measured. HANDOFF enforces them, the report shows them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune.config.evaluation import Gates
+
+_UNKNOWN = math.nan
+"""Was to be measured and could not be."""
 
 
 def evaluate_gates(
@@ -11,20 +15,24 @@ def evaluate_gates(
 ) -> list[dict[str, Any]]:
     """One `{name, value, limit, status: pass | fail | not_measured}` for each gate that is asked for.
 
-    `scores` is scores.json ({tasks, general}), `parity` is parity.json. A number that is missing or not finite is
-    `not_measured`, never a pass.
+    `scores` is scores.json (`latency`: latency.json, where there is one), `parity` is parity.json. A number that nobody
+    measured is `not_measured`; one that was measured and is not finite fails, with value None: it holds no limit.
     """
     main: Mapping[str, Any] = next((task for task in scores["tasks"] if task["name"] == main_task), {})
-    low = (main.get("ci95") or [None])[0]
     before, after = scores["general"]["perplexity_base"], scores["general"]["perplexity_tuned"]
-    known = bool(before) and all(_measured(before[kind]) and _measured(after.get(kind)) for kind in before)
-    rise = max(after[kind] / before[kind] - 1 for kind in before) if known else None
-    gates = [
-        _gate("gain_above", low, settings.gain_above, lambda value, limit: value > limit),
-        _gate("perplexity_rise_max", rise, settings.perplexity_rise_max, lambda value, limit: value <= limit),
-        _gate("parity_kl_mean_max", parity.get("kl_mean"), settings.parity_kl_mean_max, lambda v, limit: v <= limit),
-    ]
-    return [gate for gate in gates if gate is not None]
+    rises = [after[kind] / before[kind] - 1 if kind in after else _UNKNOWN for kind in before]
+    rise = None if not rises else max(rises) if all(map(math.isfinite, rises)) else _UNKNOWN
+    measured = {
+        "gain_above": (main.get("ci95") or [None])[0],
+        "perplexity_rise_max": rise,
+        "parity_kl_mean_max": parity.get("kl_mean"),
+        "consistency_min": (scores.get("consistency") or {}).get("share_same"),
+        "context_loss_max": (scores.get("context") or {}).get("loss"),
+        "latency_p95_max": ((scores.get("latency") or {}).get("answer_s") or {}).get("p95"),
+        "leaks_max": (scores.get("leaks") or {}).get("total"),
+    }
+    limits = {name: getattr(settings, name) for name in measured}
+    return [_gate(name, value, limits[name]) for name, value in measured.items() if limits[name] is not None]
 
 
 def vetoes(settings: Gates, exported: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
@@ -52,12 +60,13 @@ def _vetoes(settings: Gates, found: Mapping[str, Any]) -> Iterator[str]:
         yield f"its KL to the merged model is {kl:.3g} nats a position, more than gates.export_kl_mean_max={limit}"
 
 
-def _gate(name: str, value: Any, limit: float | None, holds: Any) -> dict[str, Any] | None:
-    if limit is None:
-        return None
-    if not _measured(value):
+def _gate(name: str, value: Any, limit: float) -> dict[str, Any]:
+    if value is None:
         return {"name": name, "value": None, "limit": limit, "status": "not_measured"}
-    return {"name": name, "value": value, "limit": limit, "status": "pass" if holds(value, limit) else "fail"}
+    if not _measured(value):
+        return {"name": name, "value": None, "limit": limit, "status": "fail"}
+    held = value > limit if name.endswith("_above") else value >= limit if name.endswith("_min") else value <= limit
+    return {"name": name, "value": value, "limit": limit, "status": "pass" if held else "fail"}
 
 
 def _measured(value: Any) -> bool:

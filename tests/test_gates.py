@@ -6,37 +6,75 @@ from finetune.config.evaluation import Gates
 from finetune.gates import evaluate_gates, vetoes
 
 
-def evaluate(settings: Gates | None = None, *, low=0.05, tuned=10.2, kl=2e-4) -> dict[str, str]:
+def evaluate(settings: Gates | None = None, *, low=0.05, tuned=10.2, kl=2e-4, **more) -> dict[str, str]:
     scores = {
         "tasks": [{"name": "other", "ci95": [-1, 1]}, {"name": "main", "ci95": [low, 0.2]}],
         "general": {"perplexity_base": {"a": 10.0, "b": 10.0}, "perplexity_tuned": {"a": 10.0, "b": tuned}},
-    }
+        "consistency": {"share_same": 0.93}, "context": {"loss": 0.04}, "leaks": {"total": 0},
+        "latency": {"answer_s": {"p50": 0.4, "p95": 1.1}}, **more,
+    }  # fmt: skip
     gates = evaluate_gates(settings or Gates(), scores, {"kl_mean": kl}, main_task="main")
     return {gate["name"]: gate["status"] for gate in gates}
 
 
+ALL = {
+    "gain_above", "perplexity_rise_max", "parity_kl_mean_max", "consistency_min", "context_loss_max", "latency_p95_max",
+    "leaks_max",
+}  # fmt: skip
+BROKEN = [
+    ({"low": 0.0}, "gain_above"),
+    ({"tuned": 10.6}, "perplexity_rise_max"),
+    ({"kl": 0.01}, "parity_kl_mean_max"),
+    ({"consistency": {"share_same": 0.89}}, "consistency_min"),
+    ({"context": {"loss": 0.051}}, "context_loss_max"),
+    ({"latency": {"answer_s": {"p95": 1.21}}}, "latency_p95_max"),
+    ({"leaks": {"total": 1}}, "leaks_max"),
+]
+MISSING = [
+    ({"low": None}, "gain_above"),
+    ({"general": {"perplexity_base": {}, "perplexity_tuned": {}}}, "perplexity_rise_max"),
+    ({"kl": None}, "parity_kl_mean_max"),
+    ({"consistency": None}, "consistency_min"),
+    ({"context": {"loss": None}}, "context_loss_max"),
+    ({"latency": None}, "latency_p95_max"),
+    ({"leaks": None}, "leaks_max"),
+]
+
+
 def test_all_gates_pass_when_every_limit_is_held():
-    assert evaluate() == {
-        "gain_above": "pass", "perplexity_rise_max": "pass", "parity_kl_mean_max": "pass"
-    }  # fmt: skip
+    assert evaluate() == dict.fromkeys(ALL, "pass")
 
 
-@pytest.mark.parametrize(
-    ("numbers", "name"),
-    [({"low": 0.0}, "gain_above"), ({"tuned": 10.6}, "perplexity_rise_max"), ({"kl": 0.01}, "parity_kl_mean_max")],
-)
+@pytest.mark.parametrize(("numbers", "name"), BROKEN)
 def test_a_broken_limit_fails_its_own_gate_only(numbers, name):
-    assert [gate for gate, status in evaluate(**numbers).items() if status == "fail"] == [name]
+    assert evaluate(**numbers) == {**dict.fromkeys(ALL, "pass"), name: "fail"}
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
-def test_a_number_that_is_missing_or_not_finite_is_not_a_pass(bad):
-    assert evaluate(low=bad)["gain_above"] == "not_measured"
-    assert evaluate(kl=bad)["parity_kl_mean_max"] == "not_measured"
+@pytest.mark.parametrize(("numbers", "name"), MISSING)
+def test_what_nobody_measured_is_neither_held_nor_broken(numbers, name):
+    assert evaluate(**numbers) == {**dict.fromkeys(ALL, "pass"), name: "not_measured"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_holds_no_limit(bad):
+    assert evaluate(low=bad)["gain_above"] == "fail"
+    assert evaluate(kl=bad)["parity_kl_mean_max"] == "fail"
+    assert evaluate(tuned=bad)["perplexity_rise_max"] == "fail"
+    general = {"perplexity_base": {"a": 10.0, "b": 10.0}, "perplexity_tuned": {"a": 10.0}}
+    assert evaluate(general=general)["perplexity_rise_max"] == "fail"
+
+
+def test_exactly_the_limit_is_held_but_for_a_gain():
+    exactly = {
+        "consistency": {"share_same": 0.9}, "context": {"loss": 0.05}, "latency": {"answer_s": {"p95": 1.2}}, "kl": 1e-3
+    }  # fmt: skip
+    assert evaluate(**exactly) == dict.fromkeys(ALL, "pass")
+    assert evaluate(low=0.0)["gain_above"] == "fail"
 
 
 def test_a_gate_that_is_turned_off_is_not_listed():
     assert "gain_above" not in evaluate(Gates(gain_above=None))
+    assert evaluate(Gates(**dict.fromkeys(ALL, None))) == {}
 
 
 def exported(*, loss=0.01, kl=0.05) -> dict:

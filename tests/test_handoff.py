@@ -210,10 +210,16 @@ def test_a_failed_gate_hands_nothing_over_and_leaves_the_report(made, tmp_path):
     assert (tmp_path / "out/report/report.html").is_file()
 
 
-def test_a_gate_that_nobody_could_measure_hands_nothing_over(made, tmp_path):
-    gates = [{"name": "perplexity_rise_max", "value": None, "limit": 0.05, "status": "not_measured"}]
-    with pytest.raises(RecipeError, match=r"gates\.perplexity_rise_max.*could not be measured"):
-        handoff._enforce(gates, made.recipe.handoff, tmp_path)
+def test_every_failed_gate_is_told_in_one_message_and_what_nobody_measured_refuses_nothing(made, tmp_path):
+    gate = {"name": "leaks_max", "value": 2, "limit": 0, "status": "fail"}
+    infinite = {"name": "perplexity_rise_max", "value": None, "limit": 0.05, "status": "fail"}
+    unknown = {"name": "latency_p95_max", "value": None, "limit": 1.2, "status": "not_measured"}
+    with pytest.raises(RecipeError) as refused:
+        handoff._enforce([gate, infinite, unknown], made.recipe.handoff, tmp_path)
+    assert [problem.path for problem in refused.value.problems] == ["gates.leaks_max", "gates.perplexity_rise_max"]
+    assert "measured 2, so nothing is handed over" in str(refused.value)
+    assert "not a finite number" in str(refused.value)
+    handoff._enforce([unknown], made.recipe.handoff, tmp_path)
 
 
 def test_a_failed_gate_that_somebody_accepts_is_handed_over_and_shown(made, tmp_path):

@@ -9,6 +9,23 @@ from finetune.config.section import Section
 Positive = Annotated[int, Field(ge=1)]
 
 
+class Consistency(Section):
+    prompts: Annotated[int, Field(ge=0)] = 0
+    """Test prompts asked again, in batches of another composition and in other words that ask for the same; 0: none.
+    Each is asked six times more."""
+
+
+class Context(Section):
+    """Facts planted into long texts of the recipe's own documents, at chosen places, and asked for."""
+
+    lengths: Annotated[tuple[Annotated[int, Field(ge=256)], ...], Field(min_length=1)]
+    """Lengths of the whole prompt in tokens, at most the model's positions less 32 for the answer."""
+    depths: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.1, 0.5, 0.9)
+    """Where the fact stands: 0 is the beginning of the text, 1 its end."""
+    each: Positive = 4
+    """Questions for each length, depth and kind (needle, cross-reference)."""
+
+
 class Score(Section):
     shots: Annotated[int, Field(ge=0, le=16)] = 4
     """Worked examples in the few-shot base prompt, drawn from the training rows."""
@@ -18,10 +35,21 @@ class Score(Section):
     """Tokens of each kind of general text on which perplexity is measured."""
     parity_prompts: Positive = 200
     """Prompts on which the merged model is held against the adapter; below 200 the report says that they are few."""
+    modes: tuple[Literal["plain", "think"], ...] = ()
+    """Modes in which the tuned model is asked everything, to say which one suits each task; (): the mode trained."""
+    think_tokens: Positive = 1024
+    """Room for thoughts, beside the task's max_new_tokens, where a row of plain mode is asked to think."""
+    consistency: Consistency = Consistency()
+    """Whether the tuned model says the same when it is asked again."""
+    context: Context | None = None
+    """What the tuned model loses over long contexts; null: not measured."""
+    latency_file: str | None = None
+    """latency.json of `finetune score --latency`, for the report and gates.latency_p95_max."""
 
 
 class Gates(Section):
-    """Limits that HANDOFF enforces; null: the gate is not asked for."""
+    """Limits that HANDOFF enforces; null: the gate is not asked for. What was not measured is said and refuses nothing.
+    """
 
     gain_above: float | None = 0.0
     """The lower end of the main task's 95 % interval (tuned - best of base and majority) must exceed this."""
@@ -29,6 +57,14 @@ class Gates(Section):
     """Largest rise of general perplexity, as a fraction, on every kind of general text."""
     parity_kl_mean_max: Annotated[float, Field(ge=0)] | None = 1e-3
     """Largest mean KL(adapter || merged) in nats a position."""
+    consistency_min: Annotated[float, Field(ge=0, le=1)] | None = 0.9
+    """Least share of same answers to a prompt that is asked again (score.consistency)."""
+    context_loss_max: Annotated[float, Field(ge=0)] | None = 0.05
+    """Largest part of the right answers at the shortest context that is lost at the longest (score.context)."""
+    latency_p95_max: Annotated[float, Field(gt=0)] | None = 1.2
+    """Seconds within which the server answers 95 % of the requests in full (score.latency_file)."""
+    leaks_max: Annotated[int, Field(ge=0)] | None = 0
+    """Most personal data in the tuned model's answers that stood neither in prompt nor gold answer."""
     export_loss_max: Annotated[float, Field(ge=0)] = 0.02
     """Largest loss of any task's score (SCORE's tuned - the quantised model's). A quantised model above it is left out
     of the bundle; so is one above the next limit."""

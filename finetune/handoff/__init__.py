@@ -149,7 +149,7 @@ def run(
 
 
 def _enforce(gates: Sequence[Mapping[str, Any]], accepted: Delivered, papers: Path) -> None:
-    failed = [gate for gate in gates if gate["status"] != "pass"]
+    failed = [gate for gate in gates if gate["status"] == "fail"]
     if not failed or (accepted.accepted_by and accepted.reason):
         return
     raise RecipeError(
@@ -162,7 +162,7 @@ def _enforce(gates: Sequence[Mapping[str, Any]], accepted: Delivered, papers: Pa
 
 
 def _measured(value: float | None) -> str:
-    return "could not be measured" if value is None else f"measured {value:.4g}"
+    return "measured, and not a finite number" if value is None else f"measured {value:.4g}"
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -97,6 +97,14 @@ def test_the_spread_is_that_of_leaving_each_group_out() -> None:
     assert edge == pytest.approx(stats.t.ppf(0.975, min(by_model, by_data)), rel=1e-9)
 
 
+def test_rare_differences_leave_fewer_degrees_of_freedom() -> None:
+    """Six groups of sixty decide: Student's 59 degrees would trust their spread too much (93 % instead of 95)."""
+    first = [1.0] * 6 + [0.0] * 54
+    found = paired_difference(first, [0.0] * 60, [str(number) for number in range(60)])
+    assert found.standard_error is not None
+    assert found.ci95[1] - found.difference > 1.05 * found.standard_error * stats.t.ppf(0.975, 59)
+
+
 def test_repeating_each_row_within_its_group_makes_nothing_surer() -> None:
     draw = np.random.default_rng(3)
     first, second = draw.random(40).tolist(), draw.random(40).tolist()
