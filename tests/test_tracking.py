@@ -60,8 +60,12 @@ os.killpg(0, signal.SIGKILL)
 """
 
 
-def sft_of(steps: int) -> Artifact:
-    return Artifact(Path("sft-0"), {
+def sft_of(work: Path, steps: int) -> Artifact:
+    folder = work / "sft-0"
+    folder.mkdir()
+    lines = [json.dumps({"step": step, "loss": 1.1 / step}) for step in range(1, steps + 1)]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return Artifact(folder, {
         "stage": "sft", "key": "0", "version": 1, "digest": "d", "inputs": {"prepared": "e"}, "seconds": 2.5,
         "files": {"log.jsonl": "f" * 64}, "facts": {"steps": steps},
     })  # fmt: skip
@@ -82,7 +86,7 @@ def test_a_stopped_run_goes_on_in_its_own_place_and_no_step_is_logged_twice(tmp_
     with Tracker.open(recipe(work, "offline", "machine=cpu"), work, "d", say=pytest.fail) as tracker:
         for step in range(195, 321):
             tracker.log("sft", {"loss": 1.1 / step}, step)
-        tracker.follow(sft_of(320))
+        tracker.follow(sft_of(work, 320))
         tracker.log("dpo", {"loss": 0.7}, 1)
     (name,) = json.loads((work / RUN_FILE).read_text()).values()
     assert [file.name for file in work.rglob("*.wandb")] == [f"run-{name}.wandb"] * 2
@@ -107,6 +111,19 @@ def test_what_a_kill_took_from_the_tracker_is_told_again(tmp_path: Path) -> None
             tracker.log("sft", {"loss": 1.0 / step}, step)
     assert [step for step, _ in logged(tmp_path)] == list(range(1, 161))
     assert [file.name for file in tmp_path.rglob("*.wandb")] == [f"run-{name}.wandb"] * 2
+
+
+def test_what_a_kill_after_the_training_took_is_told_again_from_its_log(tmp_path: Path) -> None:
+    """The training is done and is not run again; its log is all that knows the steps."""
+    with Tracker.open(recipe(tmp_path, "offline"), tmp_path, "d", say=pytest.fail) as tracker:
+        for step in range(1, 6):
+            tracker.log("sft", {"loss": 1.1 / step}, step)
+    with Tracker.open(recipe(tmp_path, "offline"), tmp_path, "d", say=pytest.fail) as tracker:
+        tracker.follow(sft_of(tmp_path, 8))
+        tracker.log("dpo", {"loss": 0.7}, 1)
+    lines = logged(tmp_path)
+    assert [step for step, _ in lines] == list(range(1, 10))
+    assert lines[7][1] == {"sft/loss": 1.1 / 8, "sft/step": 8}
 
 
 def test_what_is_trained_on_something_else_is_another_run(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ class Tracker:
             })  # fmt: skip
             self._order(partial(self._note, artifact))
             if artifact.stage in get_args(TrainingStage):
+                self._tell_again(artifact)
                 self._before += int(artifact.facts["steps"])
 
     def conclude(
@@ -147,6 +148,13 @@ class Tracker:
                 run.log({SAMPLES: table}, step=max(self._known, last) + 1)
 
         self._order(order)
+
+    def _tell_again(self, trained: Artifact) -> None:
+        """Steps that a launch before this one logged: W&B may have lost them when it was killed after the training."""
+        for line in map(json.loads, trained.file("log.jsonl").read_text(encoding="utf-8").splitlines()):
+            step = line.pop("step")
+            if self._before + step > self._last:
+                self.log(trained.stage, line, step)
 
     def close(self) -> None:
         """Send what is left; waits a minute at most."""
