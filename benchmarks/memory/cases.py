@@ -6,14 +6,14 @@ from typing import Any
 
 from finetune.config import Recipe, load
 
-CHILDREN = ("score", "pairs", "merge", "proof")
+CHILDREN = ("score", "pairs", "bases", "merge", "proof", "export")
 LAYOUTS = {"single": "cpu", "ddp": "cpu_ddpx2", "zero3": "cpu_zero3x2"}
 
 
 @dataclass(frozen=True)
 class Case:
     stage: str
-    """sft, dpo or cpt; score, pairs, merge or proof: the child's whole run."""
+    """sft, dpo or cpt; or one of CHILDREN: the child's whole run."""
     model: str
     dtype: str
     method: str
@@ -33,6 +33,14 @@ class Case:
     @property
     def processes(self) -> int:
         return 1 if self.layout == "single" else 2
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What a child reads is made first, by processes of their own (children.py)."""
+        if self.stage not in CHILDREN:
+            return ()
+        merged = ("merged",) if self.stage in ("proof", "export") else ()
+        return ("adapter", "chats", *merged, *(("answers",) if self.stage == "export" else ()))
 
     def recipe(self) -> Recipe:
         """As a user would type it."""
@@ -63,6 +71,7 @@ class Case:
             f"score.parity_prompts={self.rows}", "score.general_tokens=2048", f"dpo.pairs.samples={each}",
             f"dpo.pairs.prompts={self.rows // each}", "dpo.pairs.eval_prompts=0", f"sft.max_length={self.length}",
             f"dpo.max_length={self.length}", "stages=[sft,dpo]",
+            *(["export=[w4a16,w8a8]", f"quantise.rows={self.rows}"] if self.stage == "export" else []),
         ])  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -114,3 +123,10 @@ def cases() -> Iterator[Case]:
         yield Case(stage, small, "float32", "lora", "single", 8, 128)
         yield Case(stage, small, "bfloat16", "qlora", "single", 8, 128)
         yield Case(stage, tiny, "float32", "lora", "single", 8, 128)
+    for rows, length in ((8, 128), (24, 256)):
+        yield Case("bases", small, "bfloat16", "qlora", "single", rows, length)
+    yield Case("bases", small, "float32", "qlora", "single", 8, 128)
+    yield Case("bases", tiny, "float32", "qlora", "single", 8, 128)
+    yield Case("proof", small, "bfloat16", "lora", "single", 16, 512)
+    yield Case("export", small, "bfloat16", "lora", "single", 8, 128)
+    yield Case("export", tiny, "float32", "lora", "single", 8, 128)

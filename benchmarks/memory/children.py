@@ -3,10 +3,12 @@
 Prompts are all of one length, the adapter was never trained (it seldom ends a turn), and what MERGE wrote is PROOF's.
 """
 
+import hashlib
 import importlib
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from cases import Case
 
@@ -14,27 +16,47 @@ from finetune.artifacts import Artifact, build
 from finetune.chat import ChatFormat
 from finetune.config import Recipe
 from finetune.corpus.records import Chat
+from finetune.fourbit import RoundTrip
 from finetune.libraries import leave_out, unused
+from finetune.shards import read_header, shard_names
 from finetune.train import identity
 
-MODULES = {
-    "score": "finetune.score.stage", "pairs": "finetune.pairs", "merge": "finetune.merge", "proof": "finetune.proof",
-}  # fmt: skip
-_GENERAL_TOKENS = 2048
+_GENERAL_TOKENS, _ANSWER = 2048, 64
 
 
-def run(case: Case, recipe: Recipe, base: Artifact, prepared: Artifact, adapter: Artifact, folder: Path) -> None:
-    """As `finetune.child` runs it; PROOF reads what a process before it has merged (`merge`)."""
+def run(case: Case, recipe: Recipe, base: Artifact, folder: Path) -> None:
+    """As `finetune.child` runs it; PROOF and EXPORT read what processes before it have merged and answered."""
     leave_out(unused(bnb=recipe.method.bnb is not None, zero3=False))
-    module = importlib.import_module(MODULES[case.stage])
-    inputs = {"base": base, "prepared": prepared, "adapter": adapter}
-    if case.stage == "merge":
-        del inputs["prepared"]
-    if case.stage == "proof":
-        merged = folder / "merged"
-        inputs["checkpoint"] = Artifact(merged, {"stage": "merge", "digest": "fresh", "facts": {}})
+    module = importlib.import_module("finetune.score.stage" if case.stage == "score" else f"finetune.{case.stage}")
+    made = {
+        name: Artifact(folder / at, {"stage": stage, "digest": "fresh", "facts": {}})
+        for name, stage, at in (
+            ("prepared", "prepare", "prepared"), ("checkpoint", "merge", "merged"), ("scores", "score", "scores"),
+            ("proof", "proof", "proof"),
+        )
+    }  # fmt: skip
+    facts = {"quantised_modules": []}
+    if case.stage == "bases":
+        facts["four_bit"] = four_bit(recipe, base)
+    made |= {"base": base, "adapter": Artifact(folder / "adapter", {"stage": "sft", "digest": "fresh", "facts": facts})}
+    read = {
+        "merge": ("base", "adapter"), "proof": ("base", "prepared", "adapter", "checkpoint"),
+        "export": ("prepared", "checkpoint", "scores", "proof"),
+    }.get(case.stage, ("base", "prepared", "adapter"))  # fmt: skip
+    inputs = {name: made[name] for name in read}
     live = {} if case.stage == "merge" else {"machine": recipe.machine}
     build(module.STAGE, identity(recipe, module.Config), root=folder / "work", inputs=inputs, say=print, **live)
+
+
+def four_bit(recipe: Recipe, base: Artifact) -> dict[str, Any]:
+    """What training records of the 4-bit base: every linear layer but the head."""
+    names = [
+        name.removesuffix(".weight")
+        for shard in shard_names(base.path)
+        for name, tensor in read_header(base.path / shard).items()
+        if len(tensor.shape) == 2 and name.startswith("model.layers.")
+    ]
+    return RoundTrip(frozenset(names), from_dtype=recipe.model.dtype).describe()
 
 
 def merge(base: Path, adapter: Path, out: Path) -> None:
@@ -63,3 +85,22 @@ def write_chats(folder: Path, case: Case, recipe: Recipe, base: Path) -> None:
     general = json.dumps({"id": "text", "kind": "speeches", "text": text})
     (folder / "general.jsonl").write_text(f"{general}\n", encoding="utf-8")
     (folder / "preferences.jsonl").write_text("", encoding="utf-8")
+
+
+def write_answers(folder: Path, recipe: Recipe, base: Path) -> None:
+    """What SCORE and PROOF say of the test rows: the tuned model's score, and an answer of full length."""
+    chat, draw = ChatFormat.read(base), random.Random(1)  # noqa: S311 - data, not a secret
+    for name in ("scores", "proof"):
+        (folder / name).mkdir()
+    with (
+        (folder / "prepared/test.jsonl").open(encoding="utf-8") as rows,
+        (folder / "scores/answers.jsonl").open("w", encoding="utf-8") as scored,
+        (folder / "proof/answers.jsonl").open("w", encoding="utf-8") as asked,
+    ):
+        for row in map(Chat.from_json, rows):
+            text = chat.prompt_text(row.prompt, row.mode, row.tools)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            line = {"task": row.task, "id": row.id, "system": "tuned", "prompt_sha256": digest, "score": 0.0}
+            scored.write(json.dumps(line) + "\n")
+            answer = [draw.randrange(1000, 3000) for _ in range(_ANSWER)]
+            asked.write(json.dumps({"id": row.id, "prompt": chat.encode(text), "answer": answer}) + "\n")

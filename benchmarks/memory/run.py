@@ -23,6 +23,7 @@ from finetune.artifacts import write_whole
 from finetune.memory import Counted, here, plan, settle
 
 HERE = Path(__file__).resolve().parent
+WORKER = [sys.executable, str(HERE / "worker.py")]
 RESULTS = HERE / "results.json"
 MIB = 2**20
 MOST_OFF = 0.10
@@ -56,6 +57,8 @@ def main() -> int:
 def measure(case: Case) -> dict[str, int] | None:
     """Bytes of the rank that needs most; None when it failed, after its last words."""
     with tempfile.TemporaryDirectory() as folder:
+        for step in case.steps:  # in processes that are none of the measured one's: their peaks are not its own
+            subprocess.run([*WORKER, json.dumps(case.to_json()), folder, step], check=True, cwd=HERE)
         ranks = [start(case, Path(folder), rank, port) for port in (free_port(),) for rank in range(case.processes)]
         outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
     found = []
@@ -75,7 +78,7 @@ def start(case: Case, folder: Path, rank: int, port: int) -> "subprocess.Popen[s
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.processes, "LOCAL_WORLD_SIZE": case.processes}
         environment |= {name: str(value) for name, value in places.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(HERE / "worker.py"), json.dumps(case.to_json()), str(folder)]
+    command = [*WORKER, json.dumps(case.to_json()), str(folder)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE
     )

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -53,28 +54,28 @@ def main(case: Case, folder: Path) -> dict[str, int]:
 
 
 def run_child(case: Case, recipe: Recipe, folder: Path) -> dict[str, int]:
-    """What it needs is made by processes of its own: tokenizers and an adapter of random numbers cost memory too."""
+    """Its peak, or that of the largest process that it starts: EXPORT's weights are in llm-compressor's environment."""
     import children
 
-    found = base.find_base(recipe.model)
-    prepared = Artifact(folder / "prepared", {"stage": "prepare", "digest": "rows", "facts": {}})
-    adapter = fresh_adapter(recipe, found, folder / "adapter")
-    for step in ("chats", *(["merged"] if case.stage == "proof" else [])):
-        words = [sys.executable, __file__, json.dumps(case.to_json()), str(folder), step]
-        subprocess.run(words, check=True)
-    children.run(case, recipe, found, prepared, adapter, folder)
-    return {"load_peak": 0, "train_peak": resident("VmHWM")}
+    children.run(case, recipe, base.find_base(recipe.model), folder)
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"load_peak": 0, "train_peak": max(resident("VmHWM"), started)}
 
 
 def make_inputs(case: Case, folder: Path, step: str) -> None:
     import children
 
-    found = base.find_base(case.recipe().model).path
-    if step == "merged":
-        children.merge(found, folder / "adapter", folder / "merged")
+    recipe = case.recipe()
+    found = base.find_base(recipe.model)
+    if step == "adapter":
+        fresh_adapter(recipe, found, folder / "adapter")
+    elif step == "merged":
+        children.merge(found.path, folder / "adapter", folder / "merged")
+    elif step == "answers":
+        children.write_answers(folder, recipe, found.path)
     else:
         (folder / "prepared").mkdir()
-        children.write_chats(folder / "prepared", case, case.recipe(), found)
+        children.write_chats(folder / "prepared", case, recipe, found.path)
 
 
 def watch(marks: dict[str, int]) -> None:

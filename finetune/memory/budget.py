@@ -8,7 +8,7 @@ from finetune.config import Recipe
 from finetune.config.machine import Layout, Machine
 from finetune.config.training import Training
 from finetune.errors import Problem
-from finetune.memory.children import children_bytes
+from finetune.memory.children import children_bytes, quantising_bytes
 from finetune.memory.counts import lora_parameters, parameters, weight_bytes
 from finetune.memory.device import DeviceBytes, adapter_size, device_bytes
 from finetune.memory.disk import disk_bytes
@@ -70,7 +70,10 @@ class Plan:
     lora_parameters: int
     stages: tuple[StagePlan, ...]
     children: Mapping[str, int]
-    """Stage that one process runs -> its peak bytes: on one device (score, pairs, proof), of the host (merge)."""
+    """Stage that one process runs -> its peak bytes: on one device (score, pairs, bases, proof, export), of the host
+    (merge)."""
+    quantising: int
+    """Peak bytes of host memory while EXPORT rounds the merged model; 0 where nothing is exported."""
     usable: int
     """Bytes of one device that a run may use."""
     kept_peak: int
@@ -81,7 +84,7 @@ class Plan:
     save_peak: int
     """Bytes gathered on the first rank when an adapter is saved: the adapter alone, never the base."""
     disk: Mapping[str, int]
-    """What -> bytes, all of it at the end of the run; the bundle is hard-linked and costs nothing."""
+    """What -> bytes, at the end of the run but for `logits`; the bundle is hard-linked and costs nothing."""
     tokens_known: bool
     """Whether tokens, and so hours and cost, were counted in every stage and are no upper limits."""
     utilisation: float
@@ -109,7 +112,7 @@ class Plan:
 
     @property
     def generation(self) -> int:
-        """Peak bytes of SCORE, PAIRS and PROOF, one process on one device."""
+        """Peak bytes of the stages that one process runs on one device."""
         return max(peak for name, peak in self.children.items() if name != "merge")
 
     @property
@@ -173,7 +176,8 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
     hours = [stage.hours for stage in stages if stage.hours is not None]
     total_hours = sum(hours) if len(hours) == len(stages) else None
     price = machine.usd_per_gpu_hour
-    children = children_bytes(recipe, length=_prompt(recipe, counted or {}))
+    prompt = _prompt(recipe, counted or {})
+    children, quantising = children_bytes(recipe, length=prompt), quantising_bytes(recipe, length=prompt)
     options = _options(recipe, machine)
     whole = weight_bytes(model.architecture, model.dtype, method.bnb)
     adapter = lora_parameters(model.architecture, method.lora)
@@ -186,9 +190,10 @@ def measure(recipe: Recipe, counted: Mapping[str, Counted] | None = None) -> Pla
         lora_parameters=adapter,
         stages=stages,
         children=children,
+        quantising=quantising,
         usable=usable_bytes(machine),
         kept_peak=_kept_peak(recipe, machine),
-        host=_host(machine, stages, children, whole),
+        host=_host(machine, stages, children, quantising, whole),
         host_usable=round((machine.host_memory_gib or 0) * GIB),
         save_peak=adapter * adapter_size(model, machine.layout),
         disk=disk_bytes(recipe),
@@ -284,7 +289,9 @@ def _prompt(recipe: Recipe, counted: Mapping[str, Counted]) -> int:
     return min(limit, max(known, default=0) or _LIKELY_PROMPT)
 
 
-def _host(machine: Machine, stages: tuple[StagePlan, ...], children: Mapping[str, int], whole: int) -> int:
+def _host(
+    machine: Machine, stages: tuple[StagePlan, ...], children: Mapping[str, int], quantising: int, whole: int
+) -> int:
     local = -(-machine.processes // machine.nodes)
     if machine.device == "cpu":
         training = max(stage.bytes.peak for stage in stages)
@@ -292,23 +299,30 @@ def _host(machine: Machine, stages: tuple[StagePlan, ...], children: Mapping[str
     # Under ZeRO-3 transformers reads all weights on the first rank; otherwise one shard (5 GB) at a time on each.
     loading = whole if machine.layout == "zero3" else local * min(whole, 5 * 10**9)
     offloaded = max(stage.bytes.offloaded for stage in stages) * local
-    return round(max(max(loading, offloaded) + local * _HOST_PROCESS, children["merge"]))
+    return round(max(max(loading, offloaded) + local * _HOST_PROCESS, children["merge"], quantising))
 
 
 def _options(recipe: Recipe, machine: Machine) -> tuple[Option, ...]:
     """The same machine with LoRA on bf16 or NF4 weights, replicated or sharded: what each holds at least."""
     if machine.processes == 1:
         return ()
-    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     found = []
     layouts: tuple[Layout, ...] = ("ddp", "zero3")  # methods and layouts in the order of preference
-    for method, bnb in (("lora", None), ("qlora", recipe.method.bnb or nf4)):
-        changed = recipe.model_copy(update={"method": recipe.method.model_copy(update={"name": method, "bnb": bnb})})
+    for method in ("lora", "qlora"):
         for layout in layouts:
-            other = machine.model_copy(update={"layout": layout, "gradient_checkpointing": None})
-            peak = _peak(changed, other, 1)
+            other = laid_out(recipe.model_copy(update={"machine": machine}), method, layout)
+            peak = _peak(other, other.machine, 1)
             found.append(Option(method, layout, peak / GIB, peak <= usable_bytes(machine), _note(method, layout)))
     return tuple(found)
+
+
+def laid_out(recipe: Recipe, method: str, layout: Layout) -> Recipe:
+    """The recipe with LoRA on bf16 or NF4 weights, replicated or sharded; batch and recomputation left open."""
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    bnb = None if method == "lora" else recipe.method.bnb or nf4
+    left = {"layout": layout, "gradient_checkpointing": None, "per_device_batch_size": None}
+    changes = {"method": recipe.method.model_copy(update={"name": method, "bnb": bnb})}
+    return recipe.model_copy(update=changes | {"machine": recipe.machine.model_copy(update=left)})
 
 
 def _note(method: str, layout: str) -> str:

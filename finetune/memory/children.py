@@ -1,31 +1,39 @@
-"""Bytes that SCORE, PAIRS, MERGE and PROOF need: each is one process, the first three models on one device at most."""
+"""Bytes of the stages that one process runs: SCORE, PAIRS, BASES, MERGE, PROOF, EXPORT. One model in memory at most."""
 
 from finetune.config import Recipe
 from finetune.config.model import Architecture
 from finetune.memory.counts import DTYPE_BYTES, linear_shapes, lora_parameters, parameters, weight_bytes
 from finetune.memory.device import TOKENIZER
+from finetune.memory.disk import ANSWER_TOKENS, compared_prompts, tested_rows
 
 _MIB = 2**20
 _FP32, _FP64 = 4, 8
 # Measured on 2026-11-22 by benchmarks/memory/run.py (2 CPU cores, glibc, torch 2.13): what a child has imported, and
 # what loading bf16 weights as float32 leaves behind in the threads' heaps.
-_LIBRARIES = {"score": 540 * _MIB, "pairs": 480 * _MIB, "merge": 480 * _MIB, "proof": 480 * _MIB}
+_LIBRARIES = {
+    "score": 540 * _MIB,
+    "pairs": 480 * _MIB,
+    "merge": 480 * _MIB,
+    "bases": 470 * _MIB,
+    "proof": 470 * _MIB,
+    "export": 500 * _MIB,
+}
 _CONVERTED = 0.12  # of the weights
 _PAIRS_TOKENS = 4096  # pairs.py
 _SHORT = 64  # half of a batch's rows may be as short: count one answer for so many prompt tokens
 _GENERAL_TOKENS, _GENERAL_ROWS = 1024, 256  # score/general.py
-_PROOF_ANSWER = 64  # asked.py
+_LOGITS = 512  # parity.py
 _LARGEST_HEAP_BLOCK = 32 * _MIB  # DEFAULT_MMAP_THRESHOLD_MAX of glibc
+_WIDENED_ROWS = 8192  # exact.py
+_BASES_PROMPTS, _BASES_TOKENS = 24, 16384  # bases.py
 _MERGE_BLOCKS = 4 * 8 * _MIB  # stream.py: threads x bytes
 
 
 def children_bytes(recipe: Recipe, *, length: int) -> dict[str, int]:
-    """Stage -> peak bytes of its process: of the device for SCORE, PAIRS and PROOF, of the host for MERGE.
-
-    `length`: tokens of the longest prompt.
-    """
-    tasks, score, pairs = recipe.tasks.values(), recipe.score, recipe.dpo.pairs
-    tested = sum(task.test_rows for task in tasks)
+    """Stage -> peak bytes of its process, in the order of the run: of the host for MERGE, of the device for all others.
+    PAIRS, BASES and EXPORT are there where the recipe has them. `length`: tokens of the longest prompt."""
+    score, pairs = recipe.score, recipe.dpo.pairs
+    tested = tested_rows(recipe)
     found = {"score": _score(recipe, min(score.batch_tokens, tested * length), tested, length)}
     if "dpo" in recipe.stages and pairs is not None:
         sampled = (pairs.prompts + pairs.eval_prompts) * pairs.samples
@@ -33,7 +41,10 @@ def children_bytes(recipe: Recipe, *, length: int) -> dict[str, int]:
         rows = min(_rows(tokens, length), sampled)
         drawn = rows * recipe.model.architecture.vocab_size * 2 * _FP64
         found["pairs"] = _held(recipe, "pairs") + _generation(recipe, tokens, rows, length) + drawn
-    return found | {"merge": _merge(recipe), "proof": _proof(recipe, length)}
+    if recipe.method.bnb is not None:
+        found["bases"] = _bases(recipe, length)
+    found |= {"merge": _merge(recipe), "proof": _proof(recipe, length)}
+    return found | ({"export": _export(recipe, length)} if recipe.export else {})
 
 
 def _held(recipe: Recipe, stage: str) -> int:
@@ -46,6 +57,13 @@ def _held(recipe: Recipe, stage: str) -> int:
     rounded = size == DTYPE_BYTES["bfloat16"]
     held += parameters(a).linear * size if method.bnb and rounded else 0
     return held + _LIBRARIES[stage] + TOKENIZER * a.vocab_size + _converted(recipe)
+
+
+def _merged(recipe: Recipe, stage: str) -> int:
+    """The merged model, never in 4 bit, and no adapter."""
+    a, model = recipe.model.architecture, recipe.model
+    whole = weight_bytes(a, model.dtype, None)
+    return whole if recipe.machine.device == "cuda" else whole + _LIBRARIES[stage] + TOKENIZER * a.vocab_size
 
 
 def _converted(recipe: Recipe) -> int:
@@ -80,23 +98,89 @@ def _score(recipe: Recipe, tokens: int, tested: int, length: int) -> int:
 def _merge(recipe: Recipe) -> int:
     """Blocks of rows, the base's and the merged ones in float32; what was 4 bit is rounded a whole matrix at a time."""
     a, size = recipe.model.architecture, DTYPE_BYTES["bfloat16"]
-    largest = max(i * o for i, o in linear_shapes(a).values())
-    rounded = largest * (size + 2 * _FP32) if recipe.method.bnb else 0
+    rounded = _largest(a) * (size + 2 * _FP32) if recipe.method.bnb else 0
     return _LIBRARIES["merge"] + 3 * _MERGE_BLOCKS + rounded
 
 
 def _proof(recipe: Recipe, length: int) -> int:
-    """The same answers again, and the logits of one answer: two models' in float32, five times over in float64."""
-    a, rows = recipe.model.architecture, recipe.score.parity_prompts
-    tokens = min(recipe.score.batch_tokens, rows * length)
-    compared = _PROOF_ANSWER * a.vocab_size * (2 * _FP32 + 5 * _FP64)
-    asked = _generation(recipe, tokens, rows, length)
+    """The adapter answers, then it and the merged model, which is whole whatever the base was, read the answers: in the
+    model's type one by one, in float32 together."""
+    a, size, prompts = recipe.model.architecture, DTYPE_BYTES[recipe.model.dtype], compared_prompts(recipe)
+    tokens = min(recipe.score.batch_tokens, prompts * length)
+    together = min(max(1, recipe.score.batch_tokens // (length + ANSWER_TOKENS)), prompts)
+    # The attention that serves is held against another kernel, one of which has scores.
+    scores = a.num_attention_heads * (length + ANSWER_TOKENS) ** 2 * (3 * size + _FP32)
+    asked = _generation(recipe, tokens, min(_rows(tokens, length), prompts), length)
+    compared = max(_compared(recipe, 1) + scores, _in_float32(recipe, together, length))
     if recipe.machine.device == "cpu":
-        # Blocks up to glibc's largest threshold stay in the heap, free, when the second model comes; it is loaded anew.
-        compared *= 2 if _PROOF_ANSWER * a.vocab_size * _FP64 < _LARGEST_HEAP_BLOCK else 1
-        compared += 2 * _converted(recipe)
-    return _held(recipe, "proof") + max(asked, compared + _float32_layer(a, tokens))
+        compared += 2 * _converted(recipe)  # by the base, then by the merged model
+    return _together(recipe, asked, compared) + max(_held(recipe, "proof"), _merged(recipe, "proof"))
 
 
-def _float32_layer(a: Architecture, tokens: int) -> int:
-    return tokens * _FP32 * (3 * a.intermediate_size + 4 * a.hidden_size)
+def _bases(recipe: Recipe, length: int) -> int:
+    """The adapter on its 4-bit base answers all prompts in one batch, and each candidate reads the answers in one; the
+    matrix that is used comes from the disk, goes through 4 bit and is merged."""
+    a, size = recipe.model.architecture, DTYPE_BYTES[recipe.model.dtype]
+    prompts = max(1, min(_BASES_PROMPTS, tested_rows(recipe), _BASES_TOKENS // (length + ANSWER_TOKENS)))
+    asked = _generation(recipe, prompts * length, prompts, length)
+    compared = _in_float32(recipe, prompts, length)
+    if recipe.machine.device == "cpu":
+        compared += max(a.vocab_size * a.hidden_size, 3 * _largest(a)) * size
+    return _held(recipe, "bases") + _together(recipe, asked, compared)
+
+
+def _export(recipe: Recipe, length: int) -> int:
+    """The merged and each quantised model from their files, unpacked: they read the answers one by one, and the latter
+    answer all prompts."""
+    tested = tested_rows(recipe)
+    tokens = min(recipe.score.batch_tokens, tested * length)
+    asked = _generation(recipe, tokens, min(_rows(tokens, length), tested), length)
+    measured = _merged(recipe, "export") + _together(recipe, asked, _compared(recipe, 1))
+    return max(measured, quantising_bytes(recipe, length=length)) if recipe.machine.device == "cpu" else measured
+
+
+def quantising_bytes(recipe: Recipe, *, length: int) -> int:
+    """Host memory while llm-compressor rounds, rows of `length` tokens at most; 0 without EXPORT.
+
+    The merged model, what every calibration row is before and behind a layer, and for GPTQ float32 sums of products of
+    all inputs of each matrix of a layer, thrice for the one that is rounded.
+    """
+    if not recipe.export:
+        return 0
+    a, how = recipe.model.architecture, recipe.quantise
+    size = DTYPE_BYTES[recipe.model.dtype]
+    calibrated = how.rounding == "gptq" or ("w8a8" in recipe.export and how.smoothing > 0)
+    inputs = [i for i, _ in linear_shapes(a).values()]
+    sums = _FP32 * (sum(i * i for i in inputs) + 2 * max(inputs) ** 2) if how.rounding == "gptq" else 0
+    rows = 2 * how.rows * min(how.max_length, length) * a.hidden_size * size if calibrated else 0
+    return _LIBRARIES["export"] + weight_bytes(a, recipe.model.dtype, None) + sums + rows
+
+
+def _in_float32(recipe: Recipe, together: int, length: int) -> int:
+    """`together` answers behind their prompts through float32 layers, then logits; each matrix is widened by rows."""
+    a, tokens = recipe.model.architecture, together * (length + ANSWER_TOKENS)
+    # The branch's product and its sum beside gate, up and the stream.
+    layer = tokens * _FP32 * (4 * a.intermediate_size + 2 * a.hidden_size)
+    widened = min(_WIDENED_ROWS, a.vocab_size) * a.hidden_size * _FP32
+    return max(layer, _compared(recipe, together) + tokens * a.hidden_size * _FP32) + widened
+
+
+def _compared(recipe: Recipe, together: int) -> int:
+    """Logits of parity.py. At most 512 positions are made at once: those before, parts of the head and their whole.
+    Then, answer by answer, the other model's are read, and of both there is float64 five times, twice of the last."""
+    words = recipe.model.architecture.vocab_size
+    made, answer = min(_LOGITS, together * ANSWER_TOKENS) * words * _FP32, ANSWER_TOKENS * words
+    if recipe.machine.device == "cpu" and answer * _FP64 < _LARGEST_HEAP_BLOCK:
+        return 3 * made + answer * (_FP32 + 5 * _FP64)
+    return max(3 * made + answer * (_FP32 + 2 * _FP64), made + answer * (_FP32 + 5 * _FP64))
+
+
+def _together(recipe: Recipe, first: int, second: int) -> int:
+    """Of two things that follow each other the larger, on a CPU both: most blocks of the first are below glibc's
+    largest threshold and stay in the heap."""
+    return first + second if recipe.machine.device == "cpu" else max(first, second)
+
+
+def _largest(a: Architecture) -> int:
+    """Weights of the largest matrix of a layer."""
+    return max(i * o for i, o in linear_shapes(a).values())

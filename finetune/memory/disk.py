@@ -10,23 +10,45 @@ from finetune.memory.counts import DTYPE_BYTES, lora_parameters, parameters, wei
 from finetune.memory.device import adapter_size, optimiser_size
 
 _KEPT_CHECKPOINTS = 2
+_FP32 = 4
+ANSWER_TOKENS = 64
+"""Of the longest answer that models are compared on (asked.py), a row of the vocabulary for each."""
 
 
 def disk_bytes(recipe: Recipe) -> dict[str, int]:
-    """What -> bytes, all of it at the end of the run; the bundle is hard-linked and costs nothing."""
+    """What -> bytes; the bundle is hard-linked and costs nothing. All of it is there at the end of the run, but for
+    `logits`: what the files that PROOF and EXPORT compare models by need beyond the rest, while they are there."""
     model, a = recipe.model, recipe.model.architecture
     whole, trained = weight_bytes(a, model.dtype, None), lora_parameters(a, recipe.method.lora)
     adapter = trained * adapter_size(model, recipe.machine.layout)
     state = adapter + trained * optimiser_size(recipe.machine.layout)
+    quantised = sum(_quantised(recipe, scheme) for scheme in recipe.export)
     there = model.origin == "embedded" or model.path is not None or (hub_snapshot(model) / "config.json").exists()
     return {
         "download": 0 if there else whole,
         "checkpoints": _KEPT_CHECKPOINTS * state,
         "adapters": len(recipe.stages) * adapter,
         "merged": whole,
-        "quantised": sum(_quantised(recipe, scheme) for scheme in recipe.export),
+        "quantised": quantised,
+        "logits": _logits(recipe, quantised),
         "bundle": 0,
     }
+
+
+def _logits(recipe: Recipe, quantised: int) -> int:
+    """PROOF has two files (as served, in float32) before anything is quantised, EXPORT one beside all the rest. That of
+    BASES, of 24 answers, is smaller than the merged model, which is not there yet."""
+    each = compared_prompts(recipe) * ANSWER_TOKENS * recipe.model.architecture.vocab_size * _FP32
+    return max(2 * each - quantised, each if recipe.export else 0)
+
+
+def tested_rows(recipe: Recipe) -> int:
+    return sum(task.test_rows for task in recipe.tasks.values())
+
+
+def compared_prompts(recipe: Recipe) -> int:
+    """Prompts that PROOF asks, and EXPORT again."""
+    return min(recipe.score.parity_prompts, tested_rows(recipe))
 
 
 def _quantised(recipe: Recipe, scheme: Scheme) -> int:

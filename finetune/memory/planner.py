@@ -13,7 +13,7 @@ from finetune.config.load import choices
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.errors import Problem
-from finetune.memory.budget import Plan, measure
+from finetune.memory.budget import Plan, laid_out, measure
 from finetune.memory.machines import GIB, Gpu, Here, resolve_machine
 from finetune.memory.work import Counted, StageState
 
@@ -61,7 +61,9 @@ def _lacks(found: Plan, here: Here | None) -> list[tuple[str, Any, str]]:
         lacks.append(("machine", machine.name, f"{found.model} with method={found.method} {needs}"))
     alone = found.usable if machine.device == "cuda" else found.host_usable
     if found.generation > alone:
-        rule = f"scoring {found.model} on one {where} needs {_gib(found.generation)}, of which {_gib(alone)} is usable"
+        name = max((stage for stage in found.children if stage != "merge"), key=lambda stage: found.children[stage])
+        needs = f"needs {_gib(found.generation)} on one {where}, of which {_gib(alone)} is usable"
+        rule = f"{name} of {found.model}, which one process runs, {needs}"
         lacks.append(("machine", machine.name, rule))
     if machine.host_memory_gib is not None and found.host > found.host_usable and not lacks:
         rule = f"needs {_gib(found.host)} of host memory, there is {_gib(found.host_usable)}"
@@ -83,7 +85,9 @@ def _instead(recipe: Recipe) -> list[str]:
     words = []
     if recipe.machine.processes > 1:
         for option in measure(recipe).options:
-            if option.fits and (option.method, option.layout) != (recipe.method.name, recipe.machine.layout):
+            other = laid_out(recipe, option.method, option.layout)
+            same = (option.method, option.layout) == (recipe.method.name, recipe.machine.layout)
+            if not same and not _lacks(measure(other), None):
                 drop = " machine.deepspeed=null" if option.layout == "ddp" and recipe.machine.deepspeed else ""
                 words.append(f"{start} method={option.method} machine.layout={option.layout}{drop}")
     if (parts := _sharing(recipe)) > 1:

@@ -47,7 +47,7 @@ def render(plan: Plan) -> str:
         _line("hours", [_hours(stage) for stage in plan.stages]),
         "",
         f"one process   {_children(plan)}{' on one GPU' if where == 'GPU' else ''}; "
-        f"merge {_gib(plan.children['merge'])} of host memory",
+        f"merge {_gib(plan.children['merge'])}{_quantising(plan)} of host memory",
         f"checkpointing {plan.checkpointing}",
         f"host memory   {_gib(plan.host)} of {_gib(plan.host_usable)}; saving gathers the adapter only "
         f"({_gib(plan.save_peak)})",
@@ -81,6 +81,10 @@ def render(plan: Plan) -> str:
 
 def _children(plan: Plan) -> str:
     return ", ".join(f"{name} {_gib(peak)}" for name, peak in plan.children.items() if name != "merge")
+
+
+def _quantising(plan: Plan) -> str:
+    return f", quantising {_gib(plan.quantising)}" if plan.quantising else ""
 
 
 def _line(title: str, cells: list[str]) -> str:

@@ -221,12 +221,22 @@ def test_advice_is_itself_a_plan_that_fits():
         assert plan(settle(other, LAPTOP)).fits, word
 
 
-def test_a_gpu_that_is_too_small_is_told_another_method():
+def test_a_gpu_too_small_for_the_merged_model_is_not_told_to_train_in_4_bit():
+    """4 bit would train there, and after hours PROOF would end: it loads what is served, whole."""
     small = Here(gpus=(Gpu("NVIDIA RTX 6000 Ada", 48.0),) * 8, cores=64, memory_gib=512.0, disk_free_gib=5000.0)
-    found = planned("model=qwen3_32b", "method=lora", on=small)
-    # Training fits when shared out; scoring needs the whole bf16 model on one GPU and does not.
+    found = planned("model=qwen3_32b", "method=qlora", on=small)
+    assert all(stage.bytes.peak < found.usable < found.children["proof"] for stage in found.stages)
     assert not found.fits
-    assert any("method=qlora" in word for word in found.advice)
+    assert "proof of Qwen/Qwen3-32B" in found.problems[0].rule
+    assert not any("qwen3_32b" in word and "machine=a100" not in word and "h100" not in word for word in found.advice)
+
+
+def test_a_layout_that_does_not_fit_is_told_another_that_does():
+    """Eight cards of 80 GB hold no replica with its activations, and share one."""
+    words = ("model=qwen3_32b", "machine=a100x8", "machine.layout=ddp", "machine.deepspeed=null", "stages=[sft]")
+    found = planned(*words, "sft.max_length=8192")
+    assert not found.fits
+    assert any("method=lora machine.layout=zero3" in word for word in found.advice)
 
 
 def test_auto_takes_every_gpu_and_shares_the_weights_only_when_it_must():
@@ -290,13 +300,52 @@ def test_what_one_process_runs_counts_prompts_by_the_longest_row_and_must_fit() 
     """SCORE's attention grows with the square of a prompt; MERGE holds blocks, however large the model is."""
     words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft,dpo]", "score.batch_tokens=4096")
     short, long = (planned(*words, counted={"sft": Counted(400, None, length)}) for length in (128, 2048))
-    assert set(short.children) == {"score", "pairs", "merge", "proof"}
+    assert set(short.children) == {"score", "pairs", "merge", "proof"}, "no 4 bit, nothing exported"
     assert short.children["merge"] == long.children["merge"] < GIB
     assert P * 2 < short.children["proof"] <= short.generation == max(short.children.values())
     assert long.generation > short.generation + 10 * GIB
     assert short.fits
-    assert "scoring Qwen/Qwen3-32B on one GPU" in long.problems[0].rule
+    assert "score of Qwen/Qwen3-32B, which one process runs, needs" in long.problems[0].rule
     assert "proof" in short.render()
+
+
+def test_4_bit_adds_bases_and_proof_still_holds_the_merged_model_whole():
+    """BASES reads with the 4-bit model; what MERGE wrote is not in 4 bit, whatever was trained on."""
+    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]", "method=qlora")
+    found = planned(*words, "machine.layout=ddp", "machine.deepspeed=null", counted={"sft": Counted(400, None, 128)})
+    assert list(found.children) == ["score", "bases", "merge", "proof"]
+    weights = found.stages[0].bytes.weights
+    # 24 prompts of 128 tokens and 64 of answer, float32, through a layer's gate, up, product and sum, or as 512 logits.
+    read = 24 * 192 * 4 * (4 * 25_600 + 2 * 5_120)
+    assert weights + read < found.children["bases"] < weights + read + GIB
+    assert found.children["proof"] > P * 2
+
+
+def test_export_holds_the_merged_model_on_the_device_and_while_rounding_on_the_host():
+    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]", "export=[w4a16]", "quantise.rows=100")
+    counted = {"sft": Counted(400, None, 128)}
+    found, nearest = (planned(*words, f"quantise.rounding={how}", counted=counted) for how in ("gptq", "nearest"))
+    assert list(found.children) == ["score", "merge", "proof", "export"]
+    assert P * 2 < found.children["export"] < found.usable
+    # Sums of products of the inputs of q, k, v, gate, up (5,120), o (8,192) and down (25,600), this one thrice.
+    sums = 4 * (5 * 5120**2 + 8192**2 + 3 * 25_600**2)
+    assert found.quantising - nearest.quantising == sums + 2 * 100 * 128 * 5120 * 2
+    assert nearest.quantising > P * 2
+    assert found.host >= found.quantising
+    assert "quantising" in found.render()
+    assert planned(*words[:3]).quantising == 0
+
+
+def test_disk_holds_the_logits_that_models_are_compared_by_while_they_are_there():
+    """Float32, 64 positions, the whole vocabulary: PROOF has two such files, EXPORT one beside its models."""
+    words = ("model=qwen3_32b", "machine=a100x8", "score.parity_prompts=20")
+    each = 20 * 64 * 151_936 * 4
+    plain, both = planned(*words).disk, planned(*words, "export=[w4a16]").disk
+    assert plain["logits"] == 2 * each
+    assert both["logits"] == each, "what EXPORT writes is larger than PROOF's second file"
+    few = planned(*words[:2], "score.parity_prompts=100000").disk["logits"]
+    tested = sum(task.test_rows for task in _loaded(words[:2]).tasks.values())
+    assert few == 2 * tested * 64 * 151_936 * 4, "no more prompts than there are test rows"
 
 
 def test_this_machine_is_seen_without_torch():
@@ -316,7 +365,7 @@ def test_json_holds_the_same_facts():
 
 
 def test_every_key_of_the_json_is_documented_and_nothing_else_is():
-    plain = planned("model=qwen3_32b", "machine=a100x8").to_json()
+    plain = planned("model=qwen3_32b", "machine=a100x8", "export=[w8a8]").to_json()
     text = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
     table = text.partition("## The plan as JSON")[2]
     rows = re.findall(r"^\| (`.*?) \|", table, flags=re.M)
@@ -324,6 +373,6 @@ def test_every_key_of_the_json_is_documented_and_nothing_else_is():
     keys = set(plain) | {f"stages[].{key}" for key in plain["stages"][0]}
     keys |= {f"stages[].bytes.{key}" for key in plain["stages"][0]["bytes"]}
     keys |= {f"options[].{key}" for key in plain["options"][0]} | {f"disk.{key}" for key in plain["disk"]}
-    keys |= {f"children.{key}" for key in (*plain["children"], "pairs")}
+    keys |= {f"children.{key}" for key in (*plain["children"], "pairs", "bases")}
     keys |= {f"progress[].{field.name}" for field in dataclasses.fields(StageState)}
     assert documented == keys
