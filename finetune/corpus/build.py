@@ -132,11 +132,12 @@ def build_chat(name: str, task: Task, item: Item) -> Chat:
 
 
 def _material(task: Task, columns: Row) -> dict[str, Any]:
-    """What a metric looks at beside the answer."""
-    return {
-        "choices": tuple(fill(template, columns).strip() for template in task.choices),
-        "passages": {fill(name, columns).strip(): fill(text, columns) for name, text in task.passages.items()},
-    }
+    """What a metric looks at beside the answer. Passages of one name are one passage, a line for each."""
+    passages: dict[str, str] = {}
+    for name, text in task.passages.items():
+        known, filled = fill(name, columns).strip(), fill(text, columns)
+        passages[known] = f"{passages[known]}\n{filled}" if known in passages else filled
+    return {"choices": tuple(fill(template, columns).strip() for template in task.choices), "passages": passages}
 
 
 def _answer(task: Task, columns: Row) -> str:

@@ -1,5 +1,6 @@
 """Metrics of running text: the same characters, ROUGE-1, -2 and -L, chrF."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def chrf(answer: str, row: Row, options: Any) -> float:
     given, gold = "".join(answer.split()), "".join(row.answer.split())
     precisions, recalls = [], []
     for length in range(1, min(_CHRF_ORDER, len(given), len(gold)) + 1):
-        mine, theirs = _runs(given, length), _runs(gold, length)
+        mine, theirs = _character_runs(given, length), _character_runs(gold, length)
         common = (mine & theirs).total()
         precisions.append(common / mine.total())
         recalls.append(common / theirs.total())
@@ -74,6 +75,12 @@ def split_words(answer: str, gold: str) -> tuple[list[str], list[str]]:
     if re.search(f"[{HAN}]", answer + gold):
         return words(answer), words(gold)
     return _LATIN_WORD.findall(answer.lower()), _LATIN_WORD.findall(gold.lower())
+
+
+@functools.lru_cache(maxsize=8192)
+def _character_runs(text: str, length: int) -> Counter[str]:
+    """Kept, because a constant answer is held against many gold ones, and a gold one against many."""
+    return Counter(text[at : at + length] for at in range(len(text) - length + 1))
 
 
 def _runs(text: Sequence[Any], length: int) -> Counter[Any]:

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 from real_rows import row, task
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from finetune.metrics import score
+from finetune.metrics import METRICS, score
 from finetune.metrics.texts import words
 from finetune.score.baselines import linear, majority, nearest
 
@@ -53,6 +54,29 @@ def test_nearest_takes_the_row_of_highest_cosine_similarity() -> None:
     known = vectors.fit_transform(PROMPTS)
     expected = np.argmax(cosine_similarity(vectors.transform(asked), known), axis=1)
     assert nearest(PROMPTS, answers, asked) == [str(row) for row in expected]
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_every_metric_has_all_three_baselines_and_majority_is_its_best_constant(metric: str) -> None:
+    golds = {
+        "numeric": ["12", "13", "12", "900"],
+        "abstention": ["none", "left", "none", "right"],
+        "flag_accuracy": ["ok", "fraud", "error", "ok"],
+        "multiple_choice": list("ABBA"),
+        "entity_f1": ['[{"type": "t", "text": "a"}]', "[]"] * 2,
+        "citation": ['{"source": "s", "quote": "in this passage"}'] * 3 + ['{"source": "s", "quote": "and no other"}'],
+    }.get(metric, ['{"a": "x", "b": "y"}', '{"a": "x", "b": "z"}', '{"a": "x", "b": "y"}', '{"a": "w", "b": "y"}'])
+    options: dict[str, Any] = {
+        "abstention": {"phrases": ["none"]}, "flag_accuracy": {"clean": ["ok"], "flagged": ["fraud", "error"]},
+    }.get(metric, {})  # fmt: skip
+    asked = task(metric, **options)
+    rows = [row(gold, {"s": "in this passage and no other"}, ("A", "B")) for gold in golds]
+    best = majority(rows, asked)
+    worth = {gold: sum(score(gold, one, asked) for one in rows) for gold in golds}
+    assert worth[best] == max(worth.values())
+    for answers in (linear(PROMPTS[:4], golds, PROMPTS[4:6], seed=0), nearest(PROMPTS[:4], golds, PROMPTS[4:6])):
+        assert all(0.0 <= score(answer, rows[0], asked) <= 1.0 for answer in answers)
+        assert len(answers) == 2
 
 
 def test_baselines_read_chinese() -> None:
