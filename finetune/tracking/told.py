@@ -20,7 +20,9 @@ PASSAGE = 5
 COLUMNS = ("task", "id", "group", "system", "score", "answer", "gold", "gold_sha256")
 _SYSTEMS = ("base_zero_shot", "base_few_shot", "tuned")
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:(?<!eos_)(?<!bos_)(?<!pad_)(?<!mask_)token|api_?key|secret|password|credentials?|signing_key)$", re.I
+    r"(?:^|_)(?:(?<!eos_)(?<!bos_)(?<!pad_)(?<!mask_)token|(?:api|access|private|secret|signing)_?key|secret|password"
+    r"|credentials?)$",
+    re.IGNORECASE,
 )
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _PLACE = re.compile(r"(?:~/|/\w|file:/)\S*")
