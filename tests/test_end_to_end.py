@@ -3,14 +3,22 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from finetune.errors import RecipeError
+from finetune.report import rebuild
+from finetune.tracking import RUN_FILE, SAMPLES
+from finetune.tracking.records import decode
+from tests.report.trace import Trace, leaves
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ["prepare", "sft", "pairs", "dpo", "score", "merge", "proof", "handoff"]
@@ -31,7 +39,6 @@ WORDS = [
     "dpo.pairs.prompts=6",
     "score.general_tokens=512",
     "score.parity_prompts=2",
-    "score.resamples=1000",
     # Random weights learn nothing in six steps: that the gates see it is part of the test.
     "handoff.accepted_by=tests",
     "handoff.reason='random weights'",
@@ -97,6 +104,39 @@ def test_the_report_shows_who_accepted_the_failed_gate(undisturbed: Path) -> Non
     assert set(report["timings"]) >= set(STAGES) - {"handoff"}
 
 
+def test_every_number_of_the_report_is_traced_to_rows_and_hashes(undisturbed: Path) -> None:
+    trace = Trace(undisturbed)
+    assert trace.unhashed() == []
+    assert len(list(leaves(trace.facts))) > 400
+    assert trace.faults() == []
+    for spoil in (
+        lambda facts: facts["tasks"][0].update(tuned=facts["tasks"][0]["tuned"] + 0.001),
+        lambda facts: facts["tasks"][0]["differences"]["base_few_shot"]["ci95"].append(0.5),
+        lambda facts: facts["gates"][0].update(limit=-1.0),
+        lambda facts: facts["outcomes"]["fields"].update(learned=99),
+        lambda facts: facts["curves"]["sft"][0].update(loss=0.001),
+        lambda facts: facts["general"].update(window=7),
+        lambda facts: facts.update(unheard_of=3),
+    ):
+        spoiled = Trace(undisturbed)
+        spoil(spoiled.facts)
+        assert len(spoiled.faults()) == 1
+
+
+def test_the_report_is_made_again_byte_for_byte_from_stored_rows(undisturbed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "finetune.cli", "report", str(undisturbed), "--out", str(tmp_path / "again")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("the same bytes as") == 3
+    weights = shutil.ignore_patterns("*.safetensors", "tokenizer.json", "serve", "*.pyz")
+    work = Path(shutil.copytree(undisturbed, tmp_path / "work", symlinks=True, ignore=weights))
+    answers = next(work.glob("score-*")) / "answers.jsonl"
+    answers.write_text(answers.read_text().replace('"score": 0.0', '"score": 1.0', 1))
+    with pytest.raises(RecipeError, match="its sha256 is not the one in the manifest") as caught:
+        rebuild.again(work)
+    assert str(answers) in str(caught.value)
+
+
 def test_a_second_run_does_no_work_and_says_so(undisturbed: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in undisturbed.rglob("manifest.json")}
     output = finish(start(undisturbed))
@@ -130,6 +170,83 @@ def test_killed_in_every_stage_the_same_command_ends_with_the_same_bytes(undistu
     for part in ("model", "adapter"):
         theirs = {path.name: path.read_bytes() for path in (undisturbed / "bundle" / part).iterdir()}
         assert {path.name: path.read_bytes() for path in (work / "bundle" / part).iterdir()} == theirs
+    assert tracked(work) == tracked(undisturbed)
+
+
+def tracked(work: Path) -> tuple[dict, set, dict]:
+    """What W&B's files hold of the one run of a work folder: history, names in the summary, artifacts' digests."""
+    files = sorted(work.glob("wandb/*run-*/*.wandb"))
+    (name,) = json.loads((work / RUN_FILE).read_text()).values()
+    assert {file.name for file in files} == {f"run-{name}.wandb"}
+    run = decode(files)
+    history = {
+        step: {key: value for key, value in line.items() if key != SAMPLES} for step, line in run.history.items()
+    }
+    digests = {
+        name: (artifact["metadata"]["digest"], artifact["metadata"]["inputs"])
+        for name, artifact in run.artifacts.items()
+        if artifact["type"] in STAGES[:-1]
+    }
+    return history, set(run.summary), digests
+
+
+def test_wandb_is_told_no_passage_of_the_documents(undisturbed: Path) -> None:
+    """By default: eight words in a row of any document, in records, tables and raw bytes."""
+    sources = [ROOT / "data" / "maintenance" / name for name in ("work_orders.csv", "abbreviations.md")]
+    texts = [file.read_text() for file in (*sources, *sorted((ROOT / "data" / "general").glob("*.jsonl")))]
+    known = {run for text in texts for run in eight_words(text)}
+    assert len(known) > 20_000
+    told = [file for file in (undisturbed / "wandb").rglob("*") if file.is_file() and not file.is_symlink()]
+    assert any(file.name.endswith(".table.json") for file in told), "the table of answers is there"
+    everything = [file.read_bytes().decode("utf-8", "replace") for file in told]
+    everything.append(json.dumps(vars(decode(file for file in told if file.suffix == ".wandb")), ensure_ascii=False))
+    found = {run for text in everything for run in eight_words(re.sub(r"""\\+[nrt"]""", " ", text))}
+    assert len(found) > 1000
+    assert not found & known
+
+
+def eight_words(text: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return zip(*(words[start:] for start in range(8)), strict=False)
+
+
+def kill_at(process: subprocess.Popen[str], words: tuple[str, ...], wait: float = 0.0) -> None:
+    """SIGKILL for the run and its children, `wait` seconds after it says one of `words`."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith(words):
+            time.sleep(wait)
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL, "".join(said)[-3000:]
+
+
+def test_a_qlora_run_killed_while_the_two_bases_are_measured_chooses_the_same_one(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """The killed run goes up to the merge: what comes behind it is no other than without 4 bit."""
+    words, straight, again = ["method=qlora", "stages=[sft]"], tmp_path / "straight", tmp_path / "again"
+    straight.mkdir()
+    for prepared in undisturbed.glob("prepare-*"):
+        shutil.copytree(prepared, straight / prepared.name)
+    kill_at(start(straight, *words), ("score: starting",))
+    wanted = manifests(straight)
+    shutil.copytree(straight, again, ignore=shutil.ignore_patterns("bases-*", "merge-*", "score-*"))
+    instant = random.Random(7).uniform(0.2, 0.9) * wanted["bases"]["seconds"]
+    kill_at(start(again, *words), ("bases: starting",), instant)
+    assert [path.suffix for path in again.glob("bases-*")] == [".partial"]
+    kill_at(start(again, *words), ("score: starting",))
+    got = manifests(again)
+    for stage in ("bases", "merge"):
+        assert got[stage]["digest"] == wanted[stage]["digest"], stage
+    (merged,) = (json.loads(file.read_text()) for file in again.glob("merge-*/merge.json"))
+    (chosen,) = (base for base in merged["bases"] if base["chosen"])
+    assert merged["base_used"] == chosen["name"]
+    assert chosen["kl_mean"] == min(base["kl_mean"] for base in merged["bases"])
 
 
 def test_a_changed_document_makes_everything_after_it_new_and_keeps_the_old(undisturbed: Path, tmp_path: Path) -> None:

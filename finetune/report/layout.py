@@ -132,7 +132,7 @@ def spikes(facts: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 _DETAILS: Mapping[str, Callable[[Any], str]] = {
     "cut_off": figures.count, "valid": figures.percent, "fields": figures.percent, "macro_f1": figures.score,
-    "micro_f1": figures.score, "field_f1": figures.score,
+    "micro_f1": figures.score, "field_f1": figures.score, "field_micro_f1": figures.score,
 }  # fmt: skip
 
 
@@ -146,7 +146,10 @@ def detail_rows(task: Mapping[str, Any], t: Mapping[str, Any]) -> list[tuple[str
             for part, number in inner:
                 if isinstance(number, int | float):
                     label = t["gain"].get(name, name.replace("_", " ")) + (f": {part}" if part else "")
-                    found.setdefault((name, label), {})[system] = _DETAILS.get(name, figures.small)(number)
+                    spell = _DETAILS.get(name, figures.small)
+                    ends = (told.get("ci95") or {}).get(name)
+                    between = f" [{spell(ends[0])},\u00a0{spell(ends[1])}]" if ends and not part else ""
+                    found.setdefault((name, label), {})[system] = spell(number) + between
     empty = dict.fromkeys(task["details"], figures.MISSING)
     return [(label, {**empty, **values}) for (_, label), values in found.items()]
 

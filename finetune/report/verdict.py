@@ -35,6 +35,8 @@ def sentence(tasks: Sequence[Mapping[str, Any]], language: str) -> str:
             high=figures.signed(high),
         )
     ]
+    if main.get("few_groups"):
+        parts.append(t["verdict"]["few_groups"])
     rivals = [name for name in CLASSIC if main.get(name) is not None and main[name] > main["tuned"]]
     if rivals:
         best = max(rivals, key=lambda name: float(main[name]))

@@ -50,6 +50,9 @@ def derived(facts: dict[str, Any]) -> list[float]:
     found.append(sum(len(files) for files in facts["documents"].values()))
     found.append(sum(len(task["contamination"]["overlap"]) for task in facts["tasks"] if task.get("contamination")))
     found += [sum(len(row.get("spikes", ())) for row in rows) for rows in facts["curves"].values()]
+    for step in {row["step"] for row in facts["ledger"]}:
+        rows = [row for row in facts["ledger"] if row["step"] == step]
+        found += [sum(row["rows_out"] for row in rows), sum(sum(row["dropped"].values()) for row in rows)]
     if at := facts["parity"].get("kl_max_at"):
         found.append(at["position"] + 1)
     return [float(value) for value in found]
@@ -58,7 +61,7 @@ def derived(facts: dict[str, Any]) -> list[float]:
 def without_words(text: str, facts: dict[str, Any]) -> str:
     """The text without what is quoted from the facts as it is (names, versions, hashes) and without the report's own
     words: what is left of digits is numbers that were measured."""
-    fixed = [part for leaf in strings(words(facts["language"])) for part in _PLACEHOLDER.split(leaf)]
+    fixed = ["sha256", *(part for leaf in strings(words(facts["language"])) for part in _PLACEHOLDER.split(leaf))]
     quoted = strings({name: value for name, value in facts.items() if name not in ("samples", "config")})
     hashes = [digest[:8] for entry in facts["lineage"] for digest in entry["inputs"].values()]
     for part in sorted({*fixed, *quoted, *hashes}, key=len, reverse=True):
