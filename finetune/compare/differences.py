@@ -64,7 +64,7 @@ def _findings(metrics: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> lis
         found = "scores higher than" if low > 0 else "scores lower than" if high < 0 else "is not told apart from"
         said.append(
             f"{other} {found} {name}: {figures.signed(pair['difference'])} {figures.interval(pair['ci95'])} on "
-            f"{figures.count(pair['shared'])} shared rows."
+            f"{figures.count(pair['shared'])} shared rows{' in few groups' if pair['few_groups'] else ''}."
         )
     return said
 
