@@ -8,7 +8,6 @@ what rounding alone does. On SmolLM2 in bfloat16 that floor is 1.9e-3 nats where
 of 1e-3 can only be held to float32. Weights are widened one matrix at a time, so float32 fits where serving fits.
 """
 
-import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from finetune import parity
 from finetune.adapter import Adapter
 from finetune.artifacts import Artifact, Stage, write_whole
 from finetune.asked import Asked
-from finetune.base import device_of, load_adapter, load_base, set_threads
+from finetune.base import device_of, give_back_memory, load_adapter, load_base, set_threads
 from finetune.chat import ChatFormat
 from finetune.config.machine import Machine
 from finetune.config.model import Model
@@ -84,7 +83,7 @@ def run(
     compute_in_float32(plain, exactly_merged(base.path, Adapter.read(adapter.path)))
     same = [logits.argmax(-1).tolist() for logits in parity.logits_of(plain, few, greedy, batch_tokens)] == greedy
     del model, plain
-    gc.collect()
+    give_back_memory()
 
     say("proof: the merged model reads the same answers")
     merged = _load_merged(checkpoint, settings.model, device)
