@@ -12,7 +12,8 @@ import pytest
 
 from finetune import tracking
 from finetune.artifacts import Artifact
-from finetune.compare.reading import flat
+from finetune.compare.differences import compare
+from finetune.compare.reading import flat, read
 from finetune.config import Recipe, load
 from finetune.tracking import Tracker, told
 from finetune.tracking.records import Decoded, decode
@@ -111,6 +112,22 @@ def test_two_runs_have_the_same_metrics_and_differ_in_the_keys_that_were_changed
     before, after = flat(one.config), flat(other.config)
     assert set(before) == set(after)
     assert {key for key in before if before[key] != after[key]} == {"sft.trl.learning_rate", "method.lora.r"}
+
+
+def test_offline_runs_are_compared_by_their_files_alone(
+    tmp_path: Path, base: Artifact, prepared: Artifact, scores: Artifact, proof: Artifact
+) -> None:
+    for name, words in (("one", ()), ("two", ("sft.trl.learning_rate=0.5",))):
+        follow(recipe(tmp_path / name, *words), base, prepared, scores, proof)
+    (one,), (other,) = (files(tmp_path / name) for name in ("one", "two"))
+    facts = compare([read(str(one)), read(str(other.parent))])
+    assert facts["config"]["differs"] == {"sft.trl.learning_rate": [0.001, 0.5]}
+    assert facts["data"]["digests"]["documents"] == ["d" * 64] * 2
+    assert facts["data"]["splits"] == {"rows/train": [24, 24], "rows/test": [12, 12]}
+    assert [row["step"] for row in facts["curves"]["sft"][0]] == [1, 2, 3, 4, 5]
+    assert facts["gates"]["perplexity_rise_max"] == [{"status": "fail", "value": pytest.approx(0.1), "limit": 0.05}] * 2
+    (pair,) = facts["metrics"][0]["pairs"]
+    assert (pair["shared"], pair["difference"], pair["refused"]) == (24, 0.0, None)
 
 
 def test_gates_headline_metrics_and_what_was_prepared_are_the_summary(

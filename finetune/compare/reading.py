@@ -184,7 +184,6 @@ def _from_wandb(name: str, files: list[Path]) -> Run:
 
 def _from_api(name: str) -> Run:
     """A run on a W&B server: all but its answers, which stay there."""
-    import requests
     import wandb
     from wandb.errors import Error
 
@@ -198,7 +197,7 @@ def _from_api(name: str) -> Run:
         for artifact in run.logged_artifacts():
             known = {"type": artifact.type, "metadata": artifact.metadata, "files": {}}
             decoded.artifacts[artifact.name.partition(":")[0]] = known
-    except (Error, requests.RequestException, ValueError, OSError) as error:
+    except (Error, ValueError, OSError) as error:
         raise RecipeError.one(
             "finetune compare", name, f"cannot be read from W&B ({' '.join(str(error).split())[:200]})",
             "go online and `wandb login`, or name a work folder or an offline run",
