@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Artifact
+from finetune.base import give_back_memory
 from finetune.chat import ChatFormat
 from finetune.corpus.records import Chat
 from finetune.errors import RecipeError
@@ -57,10 +58,12 @@ class Asked:
         """Greedy answers of at most 64 tokens. `kept` holds the batches that a killed attempt has finished."""
         book = Kept(kept)
         done: Mapping[int, list[int]] = book.of("adapter")
-        return generate(
+        found = generate(
             model, self.prompts, max_new_tokens=LONGEST_ANSWER, stop_ids=self.chat.stop_ids, pad_id=self.chat.pad_id,
             batch_tokens=batch_tokens, done=done, on_batch=lambda rows: book.add("adapter", rows),
         )  # fmt: skip
+        give_back_memory()  # what comes next takes larger blocks, which would not fit into the holes
+        return found
 
 
 def choose_rows(file: Path, count: int) -> list[Chat]:
