@@ -22,6 +22,7 @@ from typing import Any, get_args
 from finetune import artifacts, ranks
 from finetune.artifacts import Artifact
 from finetune.config.recipe import Recipe, TrainingStage
+from finetune.gates import evaluate_gates
 from finetune.tracking import told
 from finetune.tracking.records import Decoded, decode, files_of
 
@@ -119,6 +120,8 @@ class Tracker:
             facts = told.numbers(artifact.facts, artifact.stage)
             if artifact.stage == "prepare":
                 facts |= told.dropped(json.loads(artifact.file("ledger.json").read_text(encoding="utf-8")))
+            if artifact.stage == "handoff":
+                facts |= told.gates(artifact.facts["gates"])
             self.summary({
                 **facts, f"{artifact.stage}/seconds": artifact.manifest["seconds"],
                 f"{artifact.stage}/artifact": artifact.path.name,
@@ -137,7 +140,9 @@ class Tracker:
         def order(run: Any) -> None:
             scored = json.loads(scores.file("scores.json").read_text(encoding="utf-8"))
             parity = json.loads(proof.file("parity.json").read_text(encoding="utf-8"))
-            run.summary.update(told.headline(scored) | told.gates(recipe, scored, parity))
+            # HANDOFF judges again and may refuse: until then this is what is known.
+            gates = evaluate_gates(recipe.gates, scored, parity, main_task=recipe.main_task)
+            run.summary.update(told.headline(scored) | told.gates(gates))
             if SAMPLES in self._had.summary:
                 return
             rows = told.samples(recipe, base, prepared, scores)

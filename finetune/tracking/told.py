@@ -12,7 +12,6 @@ from finetune.artifacts import Artifact
 from finetune.chat import ChatFormat
 from finetune.config.recipe import Recipe, without_places
 from finetune.corpus.redact import RECOGNISERS, redact_texts
-from finetune.gates import evaluate_gates
 
 HIDDEN = "hidden"
 PASSAGE = 5
@@ -68,10 +67,10 @@ def headline(scores: Mapping[str, Any]) -> dict[str, Any]:
     return found | {f"score/general/{kind}/perplexity_change": change for kind, change in changes.items()}
 
 
-def gates(recipe: Recipe, scores: Mapping[str, Any], parity: Mapping[str, Any]) -> dict[str, Any]:
+def gates(judged: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Each gate's status, value and limit."""
     found: dict[str, Any] = {}
-    for gate in evaluate_gates(recipe.gates, scores, parity, main_task=recipe.main_task):
+    for gate in judged:
         known = {name: gate[name] for name in ("status", "value", "limit") if gate[name] is not None}
         found |= {f"gates/{gate['name']}/{name}": value for name, value in known.items()}
     return found
