@@ -5,17 +5,26 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune import __version__, compare, serve
 from finetune.errors import RecipeError
+from finetune.score.options import options as options_of_score
 from finetune.verify import command as receipt
+
+if TYPE_CHECKING:
+    from finetune.artifacts import Artifact
+    from finetune.config import Recipe
 
 EPILOG = """examples:
   finetune plan recipe=legal model=qwen3_32b machine=a100x8
   finetune train recipe=legal model=smollm2_135m
   finetune verify work/legal/bundle --deep
   finetune serve work/legal/bundle --check
+  finetune score http://localhost:8000 recipe=legal
+  finetune compare work/legal work/legal-faster --html compared.html
 the main job over several GPUs: accelerate launch finetune/train.py recipe=legal"""
 
 
@@ -79,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     keygen.add_argument("folder", type=Path, help="signing.key (secret, mode 0600) and signing.pub are written there")
     keygen.add_argument("--demo", action="store_true", help="a pair that says it proves no origin, for demonstrations")
     keygen.set_defaults(run=_keygen)
+    text = "any model alone on a recipe's test rows: a model directory, a bundle, or an OpenAI-compatible server"
+    scoring = commands.add_parser("score", help=text, description=text)
+    options_of_score(scoring)
+    scoring.set_defaults(run=_score)
     text = "a finished run's report once more, from its stored rows and results; says whether the bytes are the same"
     report = commands.add_parser("report", help=text, description=text)
     report.add_argument("work", type=Path, help="work folder of a run, for example work/legal")
@@ -127,23 +140,40 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from finetune.artifacts import build
+    from finetune.train import ready
+
+    prepared = _prepared(ready(options.words, options.config_dir, elsewhere=True))
+    print(f"prepared: {prepared.path}\ndatasheet: {prepared.file('datasheet.html')}")
+    return 0
+
+
+def _prepared(recipe: "Recipe") -> "Artifact":
+    from finetune.artifacts import build, find
     from finetune.base import find_base
     from finetune.corpus import prepare
     from finetune.corpus.read import find_documents
     from finetune.ranks import hold
-    from finetune.train import identity, ready
+    from finetune.train import identity
 
-    recipe = ready(options.words, options.config_dir, elsewhere=True)
-    with hold(Path(recipe.work)):
-        prepared = build(
-            prepare.STAGE,
-            identity(recipe, prepare.Config),
-            root=Path(recipe.work),
-            inputs={"base": find_base(recipe.model), "documents": find_documents(recipe.sources, recipe.documents)},
-        )
-    print(f"prepared: {prepared.path}\ndatasheet: {prepared.file('datasheet.html')}")
-    return 0
+    config, root = identity(recipe, prepare.Config), Path(recipe.work)
+    inputs = {"base": find_base(recipe.model), "documents": find_documents(recipe.sources, recipe.documents)}
+    done = find(prepare.STAGE, config, root=root, inputs=inputs) is not None
+    with nullcontext() if done else hold(root):  # finished work is read while a run is training beside it
+        return build(prepare.STAGE, config, root=root, inputs=inputs)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from finetune.checks import check
+    from finetune.config import load
+    from finetune.memory import here, settle
+    from finetune.score import command, stage
+    from finetune.train import identity
+
+    recipe = load(options.words, config_dir=options.config_dir)
+    if problems := check(recipe):
+        raise RecipeError(problems)
+    recipe = settle(recipe, here(Path(recipe.work)))  # not held against the plan: nothing is trained
+    return command.run(options, recipe, identity(recipe, stage.Config), _prepared(recipe))
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -52,7 +52,7 @@ class Endpoint:
 
         Raises RecipeError when the server cannot be reached or has no such model.
         """
-        self._wire, self._chat, self._concurrency, self._say = wire, chat, concurrency, say
+        self.wire, self._chat, self._concurrency, self._say = wire, chat, concurrency, say
         self.name, served = _choose(wire, name)
         self.book = Book(books, about or {"endpoint": wire.url, **served})
         self.model = self.book.model
@@ -96,7 +96,7 @@ class Endpoint:
         began, kept = time.monotonic(), 0
         try:
             if self._way is None:
-                self._find_way(missing[0], repeat)
+                self._try_ways(missing[0], repeat)
                 kept += 1
             for _ in self._together(missing[kept:], repeat):
                 kept += 1
@@ -106,12 +106,29 @@ class Endpoint:
             asked = {asked.sha256 for asked in missing}
             left = sum(self.book.find(asked, repeat) is None for asked in missing)
             raise RecipeError.one(
-                self._wire.url, self.name,
+                self.wire.url, self.name,
                 f"{error}; {len(self.book)} answers are kept in {self.book.file}, {left} of {len(asked)} are missing",
                 _mend(error),
             ) from error
 
-    def _find_way(self, asked: Asked, repeat: int) -> None:
+    def find_way(self, asked: Asked) -> Way:
+        """How this server takes prompts; where that is not known yet, `asked` is put to it."""
+        if self._way is None:
+            try:
+                self._try_ways(asked, 0)
+            except ServerError as error:
+                raise RecipeError.one(self.wire.url, self.name, str(error), _mend(error)) from error
+        assert self._way is not None
+        return self._way
+
+    def version(self) -> str:
+        """What the server calls itself, as vLLM does; else its address."""
+        try:
+            return f"vllm {self.wire.get('/version')['version']}"
+        except (ServerError, KeyError):
+            return self.wire.url
+
+    def _try_ways(self, asked: Asked, repeat: int) -> None:
         """The first way that the server takes and by which it reads as many tokens as we meant; `asked` is then kept.
 
         A server whose chat template is not ours counts others through chat: that is told in the result, not refused.
@@ -131,7 +148,7 @@ class Endpoint:
             self._way = way
             self._keep(way, asked, answer, counted, repeat)
             told = "their count is not told" if counted is None else f"{counted} read, {len(asked.ids)} ours"
-            self._say(f"{self.name} at {self._wire.url}{way.path}, prompts as {way.prompt} ({told})")
+            self._say(f"{self.name} at {self.wire.url}{way.path}, prompts as {way.prompt} ({told})")
             return
         raise refused or ServerError("it reads other prompts than ours in every way that it takes")
 
@@ -166,7 +183,7 @@ class Endpoint:
     def _post(self, way: Way, asked: Asked) -> tuple[Answer, int | None]:
         """The answer, and how many prompt tokens the server counted (None where it does not say)."""
         began = time.monotonic()
-        found, counted = self._wire.post(way.path, self.body(way, asked), lambda reply: self._read(way, asked, reply))
+        found, counted = self.wire.post(way.path, self.body(way, asked), lambda reply: self._read(way, asked, reply))
         return replace(found, seconds=time.monotonic() - began), counted
 
     def body(self, way: Way, asked: Asked) -> dict[str, Any]:
@@ -211,10 +228,10 @@ class Endpoint:
             return math.fsum(float(position[str(token)]["logprob"]) for position, token in zip(told, ids, strict=True))
 
         try:
-            return float(self._wire.post(_COMPLETIONS, body, read))
+            return float(self.wire.post(_COMPLETIONS, body, read))
         except ServerError as error:
             raise RecipeError.one(
-                self._wire.url, self.name, f"it does not tell the log-probs of prompt tokens ({error})",
+                self.wire.url, self.name, f"it does not tell the log-probs of prompt tokens ({error})",
                 "vLLM does; leave the tasks that are scored by likelihood out, or score the checkpoint itself",
             ) from error  # fmt: skip
 

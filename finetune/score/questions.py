@@ -40,12 +40,13 @@ class Questions:
         return prompts.choose_shots(self.train, task, mode, self.shots, self.seed)
 
     def asked(self, task: str, *, few_shot: bool = False, mode: Mode | None = None, room: int = 0) -> list[Asked]:
-        """The prompts of a task, each row in its own mode or all in `mode`, with `room` for so many more tokens."""
+        """The prompts of a task, each row in its own mode or all in `mode`; `room`: more tokens for the answer to a row
+        of plain mode that is asked to think."""
         found = []
         for row in self.rows[task]:
             used = mode or row.mode
             shown = self.examples(task, used) if few_shot else []
-            limit = self.tasks[task].max_new_tokens + room
+            limit = self.tasks[task].max_new_tokens + (room if used != row.mode and used == "think" else 0)
             turns = prompts.with_shots(row, shown)
             found.append(Asked.render(self.chat, turns, used, row.tools, max_new_tokens=limit))
         return found

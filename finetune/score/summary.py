@@ -9,6 +9,7 @@ from finetune import metrics
 from finetune.config.data import Task
 from finetune.corpus.records import Chat
 from finetune.metrics import labels
+from finetune.score.answers import Answer
 from finetune.score.contamination import contamination
 from finetune.score.statistics import holm, interval, mean, paired_difference
 
@@ -76,6 +77,30 @@ def summarise(
         },
         "contamination": contamination(rows, train, task),
         "details": {system: details(rows, scored[name, system], task) for system in present},
+    }
+
+
+def alone(
+    name: str, rows: Sequence[Chat], scored: Table, task: Task, made: Sequence[Answer]
+) -> dict[str, Any]:
+    """A task of what `finetune score` writes of one model, called `model`, beside the baselines."""
+    own = scored[name, "model"]
+    groups = [row.group for row in rows]
+    found = interval(own.scores, [1.0] * len(rows), groups)
+    return {
+        "name": name,
+        "title": task.title,
+        "metric": task.metric,
+        "main": task.main,
+        "n": len(rows),
+        "groups": found.groups,
+        "model": mean(own.scores),
+        "ci95": [found.low, found.high],
+        "few_groups": found.few,
+        **{system: mean(scored[name, system].scores) for system in SYSTEMS if (name, system) in scored},
+        "tokens_mean": mean([answer.tokens for answer in made]),
+        "seconds_mean": mean([answer.seconds for answer in made]),
+        "details": {"model": details(rows, own, task)},
     }
 
 

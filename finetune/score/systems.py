@@ -1,7 +1,7 @@
 """Base, SFT, tuned and merged as models in this process: at most one in memory, and none where all answers are kept."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Whole:
         gc.collect()
 
 
-def arithmetic(model: Model) -> Mapping[str, Any]:
+def arithmetic(model: Model) -> dict[str, Any]:
     """What of section `model` changes an answer of the same weights."""
     rope = None if model.rope_parameters is None else model.rope_parameters.model_dump(mode="json")
     return {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "rope_parameters": rope}

@@ -101,10 +101,6 @@ class Wire:
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise ServerError(_said(error), passing=True) from error
 
-    def persist(self, once: Callable[[], Any]) -> Any:
-        """`once` until it succeeds, as often as this wire tries."""
-        return self._persist(once)
-
     def _json(self, request: httpx2.Request) -> dict[str, Any]:
         try:
             answer = self._client.send(request)
