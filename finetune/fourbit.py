@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -87,55 +87,65 @@ class RoundTrip:
         """Rows [first, last) of such a matrix in ranges that a cache holds; all at once where it cannot be cut."""
         return cuts(first, last, _CACHED // max(1, shape[-1])) if self.cuttable(shape) else iter([(first, last)])
 
-    def pack(self, rows: "torch.Tensor") -> "Packed":
-        """4-bit codes and float32 scales of rows that begin at the border of a block (QLoRA, 2305.14314)."""
+    def room(self, shape: Sequence[int]) -> "Packed":
+        """Memory for such a matrix in 4 bit. In one piece: many small ones would lie between what is needed for moments
+        only, and keep 350 MB of that from going back to the system (25,600 x 5,120 weights)."""
+        import torch
+
+        count = prod(shape)
+        return torch.empty(-(-count // 2), dtype=torch.uint8), torch.empty(-(-count // self.blocksize))
+
+    def pack(self, rows: "torch.Tensor", packed: "Packed", first: int) -> None:
+        """Put 4-bit codes and float32 scales of the rows from `first` on, which begin with a block, into their place
+        (QLoRA, 2305.14314)."""
         import torch
 
         functional = bitsandbytes()
         codes, state = functional.quantize_4bit(
             rows.to(getattr(torch, self.from_dtype)), blocksize=self.blocksize, quant_type=self.quant_type
         )
-        return codes, state.absmax
+        for target, made in zip(self._part(packed, rows.shape, first), (codes.view(-1), state.absmax), strict=True):
+            target.copy_(made)
 
-    def scales(self, packed: "Iterable[Packed]") -> "torch.Tensor":
-        """The scales of a whole matrix, put together and, with double quantisation, there and back through 8 bit: all
-        at once, because their mean is taken out first."""
-        import torch
+    def compress(self, packed: "Packed") -> None:
+        """With double quantisation, send the scales of a whole matrix there and back through 8 bit. All at once: their
+        mean is taken out first."""
+        if self.double_quant:
+            functional, scales = bitsandbytes(), packed[1]
+            mean = scales.mean()
+            codes, state = functional.quantize_blockwise(scales.sub_(mean), blocksize=256)
+            scales.copy_(functional.dequantize_blockwise(codes, state)).add_(mean)
 
-        scales = torch.cat([scale for _, scale in packed])
-        if not self.double_quant:
-            return scales
-        functional, mean = bitsandbytes(), scales.mean()
-        codes, state = functional.quantize_blockwise(scales - mean, blocksize=256)
-        back: torch.Tensor = functional.dequantize_blockwise(codes, state)
-        return back.add_(mean)
-
-    def unpack(self, codes: "torch.Tensor", scales: "torch.Tensor", rows: "torch.Tensor") -> None:
-        """Fill `rows` with what its codes and its part of `scales` stand for."""
+    def unpack(self, packed: "Packed", first: int, rows: "torch.Tensor") -> None:
+        """Fill `rows`, those from `first` on, with what their codes and scales stand for."""
         import torch
 
         functional, kind = bitsandbytes(), getattr(torch, self.from_dtype)
+        codes, scales = self._part(packed, rows.shape, first)
         state = functional.QuantState(
             scales, rows.shape, functional.get_4bit_type(self.quant_type, rows.device), self.blocksize,
             self.quant_type, kind,
         )  # fmt: skip
-        rows.copy_(functional.dequantize_4bit(codes, state))
+        rows.copy_(functional.dequantize_4bit(codes.view(-1, 1), state))
 
     def apply(self, weight: "torch.Tensor") -> "torch.Tensor":
         """A whole weight as it was quantised at loading and dequantised; same shape and dtype."""
         import torch
 
-        ranges = list(self.pieces(weight.shape, 0, len(weight)))
-        packed = [self.pack(weight[first:last]) for first, last in ranges]
-        scales, back = self.scales(packed), torch.empty_like(weight)
-        for (first, last), (codes, own) in zip(ranges, packed, strict=True):
-            self.unpack(codes, self.part(scales, weight.shape, first, len(own)), back[first:last])
+        packed, back = self.room(weight.shape), torch.empty_like(weight)
+        for first, last in self.pieces(weight.shape, 0, len(weight)):
+            self.pack(weight[first:last], packed, first)
+        self.compress(packed)
+        for first, last in self.pieces(weight.shape, 0, len(weight)):
+            self.unpack(packed, first, back[first:last])
         return back
 
-    def part(self, scales: "torch.Tensor", shape: Sequence[int], first: int, count: int) -> "torch.Tensor":
-        """The `count` scales of the rows from `first` on."""
-        start = first * prod(shape[1:]) // self.blocksize
-        return scales[start : start + count]
+    def _part(self, packed: "Packed", shape: Sequence[int], first: int) -> "Packed":
+        """Codes and scales of `shape[0]` rows from `first` on."""
+        codes, scales = packed
+        start, count = first * prod(shape[1:]), prod(shape)
+        block = start // self.blocksize
+        return codes[start // 2 :][: -(-count // 2)], scales[block:][: -(-count // self.blocksize)]
 
 
 def told(adapter_dir: Path, base_dir: Path, trained_on: str | None) -> RoundTrip | None:

@@ -93,10 +93,11 @@ def _tasks(
             continue
         if not entry.trip.cuttable(entry.source.shape):
             ranges = [(0, ranges[-1][1])]
-        packed = list(workers.map(partial(_pack, entry), ranges))
-        scales = entry.trip.scales(piece for group in packed for piece in group)
+        packed = entry.trip.room(entry.source.shape)
+        deque(workers.map(partial(_pack, entry, packed), ranges), maxlen=0)
+        entry.trip.compress(packed)
         for part in ranges:
-            yield partial(_block, entry, changes, partial(_unpack, entry, scales, packed.pop(0), *part, free), *part)
+            yield partial(_block, entry, changes, partial(_unpack, entry, packed, *part, free), *part)
 
 
 def _read(entry: Entry, first: int, last: int, free: "list[torch.Tensor]") -> "Block":
@@ -105,15 +106,14 @@ def _read(entry: Entry, first: int, last: int, free: "list[torch.Tensor]") -> "B
     return read_rows(entry.source, first, last, buffer), buffer
 
 
-def _pack(entry: Entry, part: tuple[int, int]) -> "list[Packed]":
+def _pack(entry: Entry, packed: "Packed", part: tuple[int, int]) -> None:
     assert entry.trip is not None
     rows, first = read_rows(entry.source, *part), part[0]
-    return [entry.trip.pack(rows[a - first : b - first]) for a, b in entry.trip.pieces(entry.source.shape, *part)]
+    for a, b in entry.trip.pieces(entry.source.shape, *part):
+        entry.trip.pack(rows[a - first : b - first], packed, a)
 
 
-def _unpack(
-    entry: Entry, scales: "torch.Tensor", packed: "list[Packed]", first: int, last: int, free: "list[torch.Tensor]"
-) -> "Block":
+def _unpack(entry: Entry, packed: "Packed", first: int, last: int, free: "list[torch.Tensor]") -> "Block":
     """Rows [first, last) as their 4-bit codes stand for, and the buffer that they lie in."""
     import torch
 
@@ -121,8 +121,8 @@ def _unpack(
     shape, buffer = entry.source.shape, _buffer(entry, last - first, free)
     rows = buffer[: row_bytes(entry.source) * (last - first)].view(getattr(torch, DTYPE[entry.source.dtype]))
     rows = rows.view(last - first, *shape[1:])
-    for (a, b), (codes, own) in zip(entry.trip.pieces(shape, first, last), packed, strict=True):
-        entry.trip.unpack(codes, entry.trip.part(scales, shape, a, len(own)), rows[a - first : b - first])
+    for a, b in entry.trip.pieces(shape, first, last):
+        entry.trip.unpack(packed, a, rows[a - first : b - first])
     return rows, buffer
 
 
