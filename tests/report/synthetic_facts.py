@@ -147,10 +147,12 @@ def _asked_for() -> dict[str, Any]:
             "advised": {"title": {"mode": "plain", "why": "Thinking is not shown to score better and takes longer."}},
         },
         "consistency": {"prompts": 40, "repeats": 2, "paraphrases": 3, "share_same": 0.967, "ci95": [0.921, 0.988],
-                        "rows": 200},
+                        "few_groups": True, "kinds": {"repeated": 1.0, "spaced": 0.975, "thankful": 0.925},
+                        "determinism": {"prompts": 40, "identical": 39}},
         "context": {"lengths": lengths, "depths": depths, "kinds": kinds, "rows": cells, "loss": 0.282},
         "leaks": {"answers": 170, "found": [{"kind": "phone", "n": 1}], "total": 1},
-        "latency": {"concurrency": 4, "requests": 96, **times, "server": "vLLM 0.32.0",
+        "latency": {"concurrency": 4, "requests": 96, "failed": 1, **times,
+                    "tokens": {"prompt_mean": 143.2, "answer_mean": 12.6, "per_second": 61.3}, "server": "vLLM 0.32.0",
                     "machine": {"cpu": "a processor", "threads": 2}},
     }
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune.artifacts import Artifact
+from finetune import artifacts
+from finetune.artifacts import MANIFEST, Artifact, Stage
 from finetune.report import facts as collecting
 from finetune.report import figures, samples, verdict
 from finetune.report.strings import LANGUAGES
@@ -78,6 +79,14 @@ def test_a_failed_gate_forbids_unless_somebody_signs(
     assert verdict.decide([{"status": status} for status in statuses], accepted_by) == expected
 
 
+def test_limits_not_kept_and_not_measured_are_named_beside_the_verdict() -> None:
+    gates = [{"name": "gain_above", "status": "fail"}, {"name": "consistency_min", "status": "not_measured"},
+             {"name": "leaks_max", "status": "pass"}, {"name": "latency_p95_max", "status": "not_measured"}]
+    said = verdict.summary(gates, "en")
+    assert said == "1 of 4 limits not kept: gain. 2 of 4 limits not measured: consistency, answer time."
+    assert verdict.summary(gates[2:3], "en") == "All limits kept (1)."
+
+
 def test_numbers_have_one_spelling() -> None:
     assert figures.signed(-0.0204) == "−0.020"
     assert figures.interval([-0.05, 0.1]) == "[−0.050,\u00a0+0.100]"
@@ -104,6 +113,7 @@ def test_collect_joins_the_artifacts_of_a_run(tmp_path: Path) -> None:
     ]
     assert made["timings"] == dict.fromkeys(("prepare", "sft", "score", "merge", "proof"), 1.0)
     assert made["cost"] is None
+    assert made["tasks"][0]["contamination"]["overlap"][0]["span"] == "write to jo@example.org at once"
     assert made["tasks"][0]["title"] == "Questions"
     assert made["tasks"][0]["nearest_baseline"] is None
     assert [entry["stage"] for entry in made["lineage"]] == ["prepare", "sft", "score", "merge", "proof"]
@@ -119,6 +129,8 @@ def test_privacy_none_keeps_counts_and_no_text(tmp_path: Path) -> None:
     assert made["samples"] == []
     assert made["outcomes"]["qa"]["learned"] == 1
     assert "What is" not in json.dumps(made)
+    assert made["tasks"][0]["contamination"]["overlap"] == [{"id": "b", "source": "t", "span": None, "share": 0.9}]
+    assert "at once" not in json.dumps(made)
 
 
 def test_privacy_redacted_sends_every_shown_text_through_the_redactor(tmp_path: Path) -> None:
@@ -126,17 +138,25 @@ def test_privacy_redacted_sends_every_shown_text_through_the_redactor(tmp_path: 
     assert "jo@example.org" not in json.dumps(made)
     assert made["samples"][0]["prompt"] == "What is b? Write to [EMAIL_1]"
     assert made["samples"][0]["gold"] == "yes"
+    assert made["tasks"][0]["contamination"]["overlap"][0]["span"] == "write to [EMAIL_1] at once"
 
 
-def collect(root: Path, privacy: str) -> dict[str, Any]:
+def test_cost_is_what_all_gpus_of_the_machine_cost_while_each_stage_ran(tmp_path: Path) -> None:
+    made = collect(tmp_path, "none", machine={"usd_per_gpu_hour": 2.5, "processes": 8})
+    assert made["cost"]["gpu_hours"] == dict.fromkeys(("prepare", "sft", "score", "merge", "proof"), 8 / 3600)
+    assert made["cost"]["usd_total"] == pytest.approx(5 * 8 / 3600 * 2.5)
+
+
+def collect(root: Path, privacy: str, **more: Any) -> dict[str, Any]:
     def artifact(stage: str, **files: str) -> Artifact:
-        folder = root / stage
-        folder.mkdir()
-        for name, text in files.items():
-            (folder / name.replace("__", ".")).write_text(text)
-        manifest = {"stage": stage, "key": "0" * 16, "version": 1, "digest": "f" * 64, "inputs": {}, "facts": {},
-                    "seconds": 1.0, "files": dict.fromkeys(files, "e" * 64)}
-        return Artifact(folder, manifest)
+        def fill(_: Any, *, out: Path) -> dict[str, Any]:
+            for name, text in files.items():
+                (out / name.replace("__", ".")).write_text(text)
+            return {}
+
+        made = artifacts.build(Stage(stage, 1, fill), {}, root=root, inputs={}, say=lambda _: None)
+        (made.path / MANIFEST).write_text(json.dumps({**made.manifest, "seconds": 1.0}))
+        return artifacts.read(made.path)
 
     def lines(*rows: Mapping[str, Any]) -> str:
         return "".join(json.dumps(row) + "\n" for row in rows)
@@ -167,7 +187,9 @@ def collect(root: Path, privacy: str) -> dict[str, Any]:
         scores__json=json.dumps({
             "tasks": [{"name": "qa", "metric": "exact_match", "n": 2, "base_zero_shot": None, "base_few_shot": 0.0,
                        "majority": 0.5, "linear_baseline": None, "tuned": 0.5, "against": "majority", "difference": 0.0,
-                       "ci95": [-0.5, 0.5], "differences": {}}],
+                       "ci95": [-0.5, 0.5], "differences": {}, "contamination": {
+                           "rows": 1, "share": 0.5, "passage": {"words": 8, "characters": 13}, "overlap": [
+                           {"id": "b", "source": "t", "span": "write to jo@example.org at once", "share": 0.9}]}}],
             "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}},
         }),
     )
@@ -181,7 +203,7 @@ def collect(root: Path, privacy: str) -> dict[str, Any]:
         "tasks": {"qa": {"title": "Questions", "main": True}},
         "model": {"name": "x/tiny", "key": "tiny", "note": "", "licence": "mit"}, "method": {"name": "lora"},
         "gates": {"gain_above": None, "perplexity_rise_max": None, "parity_kl_mean_max": None},
-        "handoff": {"accepted_by": None, "reason": None}, "privacy": {"samples": privacy},
+        "handoff": {"accepted_by": None, "reason": None}, "privacy": {"samples": privacy}, **more,
     }
     adapter, proof = artifact("sft", log__jsonl=log), artifact("proof", parity__json="{}")
     return collecting.collect(
