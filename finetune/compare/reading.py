@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 from finetune import artifacts
 from finetune.artifacts import MANIFEST, Artifact
 from finetune.errors import RecipeError
+from finetune.report.samples import lines
 from finetune.tracking.records import Decoded, decode, files_of
 from finetune.tracking.told import COLUMNS, dropped, numbers
 
@@ -100,7 +101,7 @@ def _from_work(name: str, work: Path) -> Run:
     for stage, artifact in stages.items():
         run.seconds[stage] = float(artifact.manifest.get("seconds", 0.0))
         if stage in TRAINING:
-            run.curves[stage] = _curve(_lines(artifact.file("log.jsonl")))
+            run.curves[stage] = _curve(lines(artifact.file("log.jsonl")))
             run.supervised_tokens[stage] = int(artifact.facts["supervised_tokens"])
     if "prepare" in stages:
         prepared = stages["prepare"]
@@ -110,7 +111,7 @@ def _from_work(name: str, work: Path) -> Run:
     if "score" in stages:
         scores = json.loads(stages["score"].file("scores.json").read_text(encoding="utf-8"))
         run.tasks = {task["name"]: task for task in scores["tasks"]}
-        for row in _lines(stages["score"].file("answers.jsonl")):
+        for row in lines(stages["score"].file("answers.jsonl")):
             if row["system"] == SYSTEM:
                 run.answers.setdefault(row["task"], {})[row["id"]] = _answer(row)
     run.gates = {gate["name"]: {key: gate[key] for key in GATE} for gate in _gates(work, stages)}
@@ -235,18 +236,12 @@ def _counted(told: Mapping[str, Any]) -> dict[str, float]:
     return {match[1]: value for key, value in told.items() if (match := _COUNTED.fullmatch(key))}
 
 
-def _curve(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+def _curve(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     keep = ("step", "loss", "eval_loss")
-    rows = [{key: line[key] for key in keep if line.get(key) is not None} for line in lines]
-    return [row for row in rows if len(row) > 1]
+    kept = [{key: row[key] for key in keep if row.get(key) is not None} for row in rows]
+    return [row for row in kept if len(row) > 1]
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
     known = row.get("gold_sha256") or sha256(row["gold"].encode()).hexdigest()[:16]
     return Answer(row["group"], row["answer"], float(row["score"]), row["gold"], known)
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)

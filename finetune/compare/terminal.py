@@ -20,6 +20,7 @@ _POINTS = 40
 _ROWS = 3
 """Changed answers of each task that are printed; the page and --json have all of them."""
 _WIDTH = 120
+_KEY = 36
 _STATUS = {"pass": "green", "fail": "bold red", "not_measured": "yellow"}
 _MOVED = {"gained": "green", "lost": "red", "even": ""}
 
@@ -45,6 +46,7 @@ def show(facts: Mapping[str, Any], out: TextIO) -> None:
 
 def _config(console: Console, config: Mapping[str, Any], heads: Sequence[str]) -> None:
     table = _table(f"What differs in the recipe ({figures.count(config['same'])} keys are alike)", "key", heads)
+    table.columns[0].min_width = min(_KEY, max(map(len, config["differs"]), default=0))
     for key, values in config["differs"].items():
         table.add_row(visible(key), *(visible(spell(value)) for value in values))
     _print(console, table, "No key differs.")
