@@ -131,8 +131,8 @@ def describe_types(answers: Sequence[str], rows: Sequence[Row], options: Types) 
     right: Counter[str] = Counter()
     for answer, row in zip(answers, rows, strict=True):
         mine, theirs = _entities_or_none(answer) or Counter(), read_entities(row.answer)
-        for total, found in ((gold, theirs), (given, mine), (right, mine & theirs)):
-            for (type_, _), count in found.items():
+        for total, named in ((gold, theirs), (given, mine), (right, mine & theirs)):
+            for (type_, _), count in named.items():
                 total[type_] += count
     f1 = {type_: _f1(right[type_], given[type_], gold[type_]) for type_ in sorted(gold | given)}
     found: dict[str, Any] = {"macro_f1": sum(f1.values()) / len(f1) if f1 else 1.0}
