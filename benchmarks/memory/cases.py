@@ -39,7 +39,7 @@ class Case:
         """What a child reads is made first, by processes of their own (children.py)."""
         if self.stage not in CHILDREN:
             return ()
-        merged = ("merged",) if self.stage in ("proof", "export") else ()
+        merged = ("merged",) if self.stage in ("score", "proof", "export") else ()
         return ("adapter", "chats", *merged, *(("answers",) if self.stage == "export" else ()))
 
     def recipe(self) -> Recipe:

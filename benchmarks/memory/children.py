@@ -25,7 +25,7 @@ _GENERAL_TOKENS, _ANSWER = 2048, 64
 
 
 def run(case: Case, recipe: Recipe, base: Artifact, folder: Path) -> None:
-    """As `finetune.child` runs it; PROOF and EXPORT read what processes before it have merged and answered."""
+    """As `finetune.child` runs it; what others have merged and answered was made by processes before it."""
     leave_out(unused(bnb=recipe.method.bnb is not None, zero3=False))
     module = importlib.import_module("finetune.score.stage" if case.stage == "score" else f"finetune.{case.stage}")
     made = {
@@ -40,9 +40,9 @@ def run(case: Case, recipe: Recipe, base: Artifact, folder: Path) -> None:
         facts["four_bit"] = four_bit(recipe, base)
     made |= {"base": base, "adapter": Artifact(folder / "adapter", {"stage": "sft", "digest": "fresh", "facts": facts})}
     read = {
-        "merge": ("base", "adapter"), "proof": ("base", "prepared", "adapter", "checkpoint"),
-        "export": ("prepared", "checkpoint", "scores", "proof"),
-    }.get(case.stage, ("base", "prepared", "adapter"))  # fmt: skip
+        "merge": ("base", "adapter"), "pairs": ("base", "prepared", "adapter"),
+        "bases": ("base", "prepared", "adapter"), "export": ("prepared", "checkpoint", "scores", "proof"),
+    }.get(case.stage, ("base", "prepared", "adapter", "checkpoint"))  # fmt: skip
     inputs = {name: made[name] for name in read}
     live = {} if case.stage == "merge" else {"machine": recipe.machine}
     build(module.STAGE, identity(recipe, module.Config), root=folder / "work", inputs=inputs, say=print, **live)

@@ -4,7 +4,7 @@ from finetune.config import Recipe
 from finetune.config.model import Architecture
 from finetune.memory.counts import DTYPE_BYTES, linear_shapes, lora_parameters, parameters, weight_bytes
 from finetune.memory.device import TOKENIZER
-from finetune.memory.disk import ANSWER_TOKENS, compared_prompts, tested_rows
+from finetune.memory.disk import ANSWER_TOKENS, compared_prompts, quantised_bytes, tested_rows
 
 _MIB = 2**20
 _FP32, _FP64 = 4, 8
@@ -13,10 +13,11 @@ _FP32, _FP64 = 4, 8
 _LIBRARIES = {
     "score": 540 * _MIB,
     "pairs": 480 * _MIB,
-    "merge": 480 * _MIB,
+    "merge": 460 * _MIB,
     "bases": 470 * _MIB,
     "proof": 470 * _MIB,
-    "export": 500 * _MIB,
+    "export": 410 * _MIB,
+    "rounding": 500 * _MIB,
 }
 _CONVERTED = 0.12  # of the weights
 _PAIRS_TOKENS = 4096  # pairs.py
@@ -26,15 +27,14 @@ _LOGITS = 512  # parity.py
 _LARGEST_HEAP_BLOCK = 32 * _MIB  # DEFAULT_MMAP_THRESHOLD_MAX of glibc
 _WIDENED_ROWS = 8192  # exact.py
 _BASES_PROMPTS, _BASES_TOKENS = 24, 16384  # bases.py
-_MERGE_BLOCKS = 4 * 8 * _MIB  # stream.py: threads x bytes
+_MERGE_BLOCKS = (5 + 1 + 3) * 8 * _MIB  # stream.py: begun by four threads, being written, being hashed
 
 
 def children_bytes(recipe: Recipe, *, length: int) -> dict[str, int]:
     """Stage -> peak bytes of its process, in the order of the run: of the host for MERGE, of the device for all others.
     PAIRS, BASES and EXPORT are there where the recipe has them. `length`: tokens of the longest prompt."""
-    score, pairs = recipe.score, recipe.dpo.pairs
-    tested = tested_rows(recipe)
-    found = {"score": _score(recipe, min(score.batch_tokens, tested * length), tested, length)}
+    pairs = recipe.dpo.pairs
+    found = {"score": _score(recipe, length)}
     if "dpo" in recipe.stages and pairs is not None:
         sampled = (pairs.prompts + pairs.eval_prompts) * pairs.samples
         tokens = min(_PAIRS_TOKENS, sampled * length)
@@ -63,7 +63,9 @@ def _merged(recipe: Recipe, stage: str) -> int:
     """The merged model, never in 4 bit, and no adapter."""
     a, model = recipe.model.architecture, recipe.model
     whole = weight_bytes(a, model.dtype, None)
-    return whole if recipe.machine.device == "cuda" else whole + _LIBRARIES[stage] + TOKENIZER * a.vocab_size
+    if recipe.machine.device == "cuda":
+        return whole
+    return whole + _LIBRARIES[stage] + TOKENIZER * a.vocab_size + _converted(recipe)
 
 
 def _converted(recipe: Recipe) -> int:
@@ -75,11 +77,11 @@ def _rows(tokens: int, length: int) -> int:
     return max(1, tokens // min(_SHORT, length))
 
 
-def _generation(recipe: Recipe, tokens: int, rows: int, length: int, opening: int = 0) -> int:
+def _generation(recipe: Recipe, tokens: int, rows: int, length: int, *, opening: int = 0, answer: int = 0) -> int:
     """A batch of `tokens` prompt tokens that is read: keys and values with room for answers, one layer, and the scores
     of attention, in the model's type, joined, widened and as weights (generate.py)."""
     a, size = recipe.model.architecture, DTYPE_BYTES[recipe.model.dtype]
-    answers = rows * max(task.max_new_tokens for task in recipe.tasks.values())
+    answers = rows * (answer or max(task.max_new_tokens for task in recipe.tasks.values()))
     cache = 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * size
     layer = tokens * size * (3 * a.intermediate_size + 4 * a.hidden_size)
     scores = tokens * (length + opening) * a.num_attention_heads * 3 * _FP32
@@ -87,19 +89,29 @@ def _generation(recipe: Recipe, tokens: int, rows: int, length: int, opening: in
     return (tokens + answers + opening) * cache + max(layer, scores) + logits
 
 
-def _score(recipe: Recipe, tokens: int, tested: int, length: int) -> int:
+def _score(recipe: Recipe, length: int) -> int:
+    """Base and tuned model answer and read general text. The merged one is compared with the tuned one's sum, or where
+    that cannot be held (4 bit, float32) loaded and reads the tuned one's answers."""
+    a, size, tested = recipe.model.architecture, DTYPE_BYTES[recipe.model.dtype], tested_rows(recipe)
+    tokens = min(recipe.score.batch_tokens, tested * length)
     rows = min(_rows(tokens, length), tested)
     asked = _generation(recipe, tokens, rows, length, opening=recipe.score.shots * length)
-    a, size = recipe.model.architecture, DTYPE_BYTES[recipe.model.dtype]
-    read = min(_GENERAL_TOKENS, recipe.score.general_tokens) * a.vocab_size * size
-    return _held(recipe, "score") + max(asked, read + _GENERAL_ROWS * a.vocab_size * (_FP32 + size))
+    widened = _FP32 if size < _FP32 else 0
+    read = min(_GENERAL_TOKENS, recipe.score.general_tokens) * size + _GENERAL_ROWS * (_FP32 + widened)
+    held = _held(recipe, "score")
+    needs = held + _together(recipe, asked, read * a.vocab_size)
+    if recipe.method.bnb is None and widened:
+        mapped = weight_bytes(a, recipe.model.dtype, None) if recipe.machine.device == "cpu" else 0
+        return max(needs, held + _together(recipe, asked, mapped))
+    answers = min(_LOGITS, rows * max(task.max_new_tokens for task in recipe.tasks.values()))
+    confirmed = answers * a.vocab_size * (2 * _FP32 + (size if widened else 0)) + _converted(recipe)
+    return max(needs, _merged(recipe, "score") + _together(recipe, asked, confirmed))
 
 
 def _merge(recipe: Recipe) -> int:
-    """Blocks of rows, the base's and the merged ones in float32; what was 4 bit is rounded a whole matrix at a time."""
-    a, size = recipe.model.architecture, DTYPE_BYTES["bfloat16"]
-    rounded = _largest(a) * (size + 2 * _FP32) if recipe.method.bnb else 0
-    return _LIBRARIES["merge"] + 3 * _MERGE_BLOCKS + rounded
+    """Blocks of rows in all threads; of a matrix that was 4 bit its codes and scales, these twice."""
+    rounded = _largest(recipe.model.architecture) * (1 / 2 + 2 * _FP32 / 64) if recipe.method.bnb else 0
+    return _LIBRARIES["merge"] + _MERGE_BLOCKS + round(rounded)
 
 
 def _proof(recipe: Recipe, length: int) -> int:
@@ -110,11 +122,11 @@ def _proof(recipe: Recipe, length: int) -> int:
     together = min(max(1, recipe.score.batch_tokens // (length + ANSWER_TOKENS)), prompts)
     # The attention that serves is held against another kernel, one of which has scores.
     scores = a.num_attention_heads * (length + ANSWER_TOKENS) ** 2 * (3 * size + _FP32)
-    asked = _generation(recipe, tokens, min(_rows(tokens, length), prompts), length)
+    asked = _generation(recipe, tokens, min(_rows(tokens, length), prompts), length, answer=ANSWER_TOKENS)
     compared = max(_compared(recipe, 1) + scores, _in_float32(recipe, together, length))
-    if recipe.machine.device == "cpu":
-        compared += 2 * _converted(recipe)  # by the base, then by the merged model
-    return _together(recipe, asked, compared) + max(_held(recipe, "proof"), _merged(recipe, "proof"))
+    # The checkpoint's own template and tokenizer are read beside the base's.
+    second = TOKENIZER * a.vocab_size if recipe.machine.device == "cpu" else 0
+    return second + max(_held(recipe, "proof") + max(asked, compared), _merged(recipe, "proof") + compared)
 
 
 def _bases(recipe: Recipe, length: int) -> int:
@@ -122,11 +134,11 @@ def _bases(recipe: Recipe, length: int) -> int:
     matrix that is used comes from the disk, goes through 4 bit and is merged."""
     a, size = recipe.model.architecture, DTYPE_BYTES[recipe.model.dtype]
     prompts = max(1, min(_BASES_PROMPTS, tested_rows(recipe), _BASES_TOKENS // (length + ANSWER_TOKENS)))
-    asked = _generation(recipe, prompts * length, prompts, length)
+    asked = _generation(recipe, prompts * length, prompts, length, answer=ANSWER_TOKENS)
     compared = _in_float32(recipe, prompts, length)
     if recipe.machine.device == "cpu":
         compared += max(a.vocab_size * a.hidden_size, 3 * _largest(a)) * size
-    return _held(recipe, "bases") + _together(recipe, asked, compared)
+    return _held(recipe, "bases") + max(asked, compared)
 
 
 def _export(recipe: Recipe, length: int) -> int:
@@ -135,15 +147,18 @@ def _export(recipe: Recipe, length: int) -> int:
     tested = tested_rows(recipe)
     tokens = min(recipe.score.batch_tokens, tested * length)
     asked = _generation(recipe, tokens, min(_rows(tokens, length), tested), length)
-    measured = _merged(recipe, "export") + _together(recipe, asked, _compared(recipe, 1))
-    return max(measured, quantising_bytes(recipe, length=length)) if recipe.machine.device == "cpu" else measured
+    needs = _together(recipe, asked, _compared(recipe, 1))
+    if recipe.machine.device == "cuda":
+        return needs + weight_bytes(recipe.model.architecture, recipe.model.dtype, None)
+    return max(_unpacked(recipe) + needs, quantising_bytes(recipe, length=length))
 
 
 def quantising_bytes(recipe: Recipe, *, length: int) -> int:
-    """Host memory while llm-compressor rounds, rows of `length` tokens at most; 0 without EXPORT.
+    """Host memory of llm-compressor's environment, without what a device is asked; 0 without EXPORT.
 
-    The merged model, what every calibration row is before and behind a layer, and for GPTQ float32 sums of products of
-    all inputs of each matrix of a layer, thrice for the one that is rounded.
+    While it rounds: the merged model, what every calibration row of at most `length` tokens is before and behind a
+    layer, and for GPTQ float32 sums of products of all inputs of each matrix of a layer, thrice for the one that is
+    rounded. While a quantised model is read: that model and what it is unpacked from.
     """
     if not recipe.export:
         return 0
@@ -153,7 +168,13 @@ def quantising_bytes(recipe: Recipe, *, length: int) -> int:
     inputs = [i for i, _ in linear_shapes(a).values()]
     sums = _FP32 * (sum(i * i for i in inputs) + 2 * max(inputs) ** 2) if how.rounding == "gptq" else 0
     rows = 2 * how.rows * min(how.max_length, length) * a.hidden_size * size if calibrated else 0
-    return _LIBRARIES["export"] + weight_bytes(a, recipe.model.dtype, None) + sums + rows
+    started = _LIBRARIES["rounding"] + TOKENIZER * a.vocab_size
+    return max(started + weight_bytes(a, recipe.model.dtype, None) + sums + rows, _unpacked(recipe))
+
+
+def _unpacked(recipe: Recipe) -> int:
+    packed = max(quantised_bytes(recipe, scheme) for scheme in recipe.export)
+    return _LIBRARIES["export"] + weight_bytes(recipe.model.architecture, recipe.model.dtype, None) + packed
 
 
 def _in_float32(recipe: Recipe, together: int, length: int) -> int:

@@ -22,7 +22,7 @@ def disk_bytes(recipe: Recipe) -> dict[str, int]:
     whole, trained = weight_bytes(a, model.dtype, None), lora_parameters(a, recipe.method.lora)
     adapter = trained * adapter_size(model, recipe.machine.layout)
     state = adapter + trained * optimiser_size(recipe.machine.layout)
-    quantised = sum(_quantised(recipe, scheme) for scheme in recipe.export)
+    quantised = sum(quantised_bytes(recipe, scheme) for scheme in recipe.export)
     there = model.origin == "embedded" or model.path is not None or (hub_snapshot(model) / "config.json").exists()
     return {
         "download": 0 if there else whole,
@@ -51,7 +51,7 @@ def compared_prompts(recipe: Recipe) -> int:
     return min(recipe.score.parity_prompts, tested_rows(recipe))
 
 
-def _quantised(recipe: Recipe, scheme: Scheme) -> int:
+def quantised_bytes(recipe: Recipe, scheme: Scheme) -> int:
     """Linear layers in 4 bit with a 2-byte scale for each group, or in 8 bit; the rest as merged."""
     a = recipe.model.architecture
     counts = parameters(a)

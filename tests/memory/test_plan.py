@@ -222,12 +222,12 @@ def test_advice_is_itself_a_plan_that_fits():
 
 
 def test_a_gpu_too_small_for_the_merged_model_is_not_told_to_train_in_4_bit():
-    """4 bit would train there, and after hours PROOF would end: it loads what is served, whole."""
+    """4 bit would train there, and after hours SCORE and PROOF would end: they load what is served, whole."""
     small = Here(gpus=(Gpu("NVIDIA RTX 6000 Ada", 48.0),) * 8, cores=64, memory_gib=512.0, disk_free_gib=5000.0)
     found = planned("model=qwen3_32b", "method=qlora", on=small)
     assert all(stage.bytes.peak < found.usable < found.children["proof"] for stage in found.stages)
     assert not found.fits
-    assert "proof of Qwen/Qwen3-32B" in found.problems[0].rule
+    assert "of Qwen/Qwen3-32B, which one process runs, needs" in found.problems[0].rule
     assert not any("qwen3_32b" in word and "machine=a100" not in word and "h100" not in word for word in found.advice)
 
 
@@ -322,15 +322,16 @@ def test_4_bit_adds_bases_and_proof_still_holds_the_merged_model_whole():
 
 
 def test_export_holds_the_merged_model_on_the_device_and_while_rounding_on_the_host():
-    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]", "export=[w4a16]", "quantise.rows=100")
+    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]", "export=[w4a16]", "quantise.rows=10000")
     counted = {"sft": Counted(400, None, 128)}
     found, nearest = (planned(*words, f"quantise.rounding={how}", counted=counted) for how in ("gptq", "nearest"))
     assert list(found.children) == ["score", "merge", "proof", "export"]
     assert P * 2 < found.children["export"] < found.usable
     # Sums of products of the inputs of q, k, v, gate, up (5,120), o (8,192) and down (25,600), this one thrice.
     sums = 4 * (5 * 5120**2 + 8192**2 + 3 * 25_600**2)
-    assert found.quantising - nearest.quantising == sums + 2 * 100 * 128 * 5120 * 2
-    assert nearest.quantising > P * 2
+    rows = 2 * 10_000 * 128 * 5120 * 2
+    assert 0 < found.quantising - (P * 2 + sums + rows) < GIB
+    assert 0 < nearest.quantising - (P * 2 + nearest.disk["quantised"]) < GIB, "what is unpacked beside what it is from"
     assert found.host >= found.quantising
     assert "quantising" in found.render()
     assert planned(*words[:3]).quantising == 0
