@@ -249,45 +249,6 @@ def test_a_qlora_run_killed_while_the_two_bases_are_measured_chooses_the_same_on
     assert chosen["kl_mean"] == min(base["kl_mean"] for base in merged["bases"])
 
 
-def kill_at(process: subprocess.Popen[str], words: tuple[str, ...], wait: float = 0.0) -> None:
-    """SIGKILL for the run and its children, `wait` seconds after it says one of `words`."""
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith(words):
-            time.sleep(wait)
-            os.killpg(process.pid, signal.SIGKILL)
-            break
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL, "".join(said)[-3000:]
-
-
-def test_a_qlora_run_killed_while_the_two_bases_are_measured_chooses_the_same_one(
-    undisturbed: Path, tmp_path: Path
-) -> None:
-    """The killed run goes up to the merge: what comes behind it is no other than without 4 bit."""
-    words, straight, again = ["method=qlora", "stages=[sft]"], tmp_path / "straight", tmp_path / "again"
-    straight.mkdir()
-    for prepared in undisturbed.glob("prepare-*"):
-        shutil.copytree(prepared, straight / prepared.name)
-    kill_at(start(straight, *words), ("score: starting",))
-    wanted = manifests(straight)
-    shutil.copytree(straight, again, ignore=shutil.ignore_patterns("bases-*", "merge-*", "score-*"))
-    instant = random.Random(7).uniform(0.2, 0.9) * wanted["bases"]["seconds"]
-    kill_at(start(again, *words), ("bases: starting",), instant)
-    assert [path.suffix for path in again.glob("bases-*")] == [".partial"]
-    kill_at(start(again, *words), ("score: starting",))
-    got = manifests(again)
-    for stage in ("bases", "merge"):
-        assert got[stage]["digest"] == wanted[stage]["digest"], stage
-    (merged,) = (json.loads(file.read_text()) for file in again.glob("merge-*/merge.json"))
-    (chosen,) = (base for base in merged["bases"] if base["chosen"])
-    assert merged["base_used"] == chosen["name"]
-    assert chosen["kl_mean"] == min(base["kl_mean"] for base in merged["bases"])
-
-
 def test_a_changed_document_makes_everything_after_it_new_and_keeps_the_old(undisturbed: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(ROOT / "data", data)
