@@ -141,11 +141,12 @@ def _eager(
     length, size = query.shape[2:]
     shared = query.size(0) * key.size(1)
     rows = query.reshape(shared, -1, size)  # query heads that share a key head, one after another
-    weights = torch.bmm(rows, key.reshape(shared, length, size).transpose(1, 2)).view(shared, -1, length, length)
-    weights = weights * scaling + _later(1 << (length - 1).bit_length(), query.dtype, query.device)[:length, :length]
+    later = _later(1 << (length - 1).bit_length(), query.dtype, query.device)[:length, :length]
+    keys = key.reshape(shared, length, size).transpose(1, 2)
+    weights = torch.baddbmm(later.repeat(rows.size(1) // length, 1), rows, keys, alpha=scaling)
     weights = torch.nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = torch.nn.functional.dropout(weights, p=dropout)
-    return torch.bmm(weights.flatten(1, 2), value.reshape(shared, length, size)).view(query.shape)
+    return torch.bmm(weights, value.reshape(shared, length, size)).view(query.shape)
 
 
 @functools.lru_cache(maxsize=32)

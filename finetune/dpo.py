@@ -122,7 +122,7 @@ def run(
     return {**loop.publish(this, checkpoint), "timings": timings}
 
 
-STAGE = Stage("dpo", 3, run)
+STAGE = Stage("dpo", 4, run)
 
 
 def read_pairs(

@@ -19,7 +19,9 @@ import torch
 from finetune.attention import attend_documents
 
 _ROWS = 256
-"""Positions scored at once: 50 MB of float32 logits at a vocabulary of 49,152."""
+"""Positions multiplied at once: 25 MB of bfloat16 logits at a vocabulary of 49,152."""
+_LINES = 16
+"""Positions lifted to float32 at once: 3 MB, which stay in a core's cache from the first pass over them to the last."""
 
 _FLAT = ("input_ids", "position_ids", "cu_seq_lens_q")
 _REPEATED = ("cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")  # the same bounds for other kernels
@@ -80,19 +82,23 @@ class _LogProbs(torch.autograd.Function):
         slopes = torch.empty_like(hidden) if wanted else None
         for start in range(0, len(target), _ROWS):
             part = slice(start, start + _ROWS)
-            logits = (hidden[part] @ weight.T).float()
-            top = logits.amax(-1)
-            mine = logits.gather(-1, target[part, None]).squeeze(-1)
-            logits.sub_(top[:, None]).exp_()
-            total = logits.sum(-1)
-            scores[part] = mine - top - total.log()
-            extra["is_top1"][part] = mine == top
-            if "log_sum_sq_probs" in extra:
-                extra["log_sum_sq_probs"][part] = logits.square().sum(-1).log() - 2 * total.log()
+            logits, total = hidden[part] @ weight.T, scores.new_empty(len(target[part]))
+            for first in range(start, start + len(logits), _LINES):
+                lines, tile = slice(first, min(first + _LINES, start + len(logits))), logits[first - start :][:_LINES]
+                wide = tile.float()
+                top = wide.amax(-1)
+                mine = wide.gather(-1, target[lines, None]).squeeze(-1)
+                sums = wide.sub_(top[:, None]).exp_().sum(-1)
+                scores[lines] = mine - top - sums.log()
+                extra["is_top1"][lines] = mine == top
+                if "log_sum_sq_probs" in extra:
+                    extra["log_sum_sq_probs"][lines] = wide.square().sum(-1).log() - 2 * sums.log()
+                tile.copy_(wide)
+                total[first - start :][:_LINES] = sums
             if slopes is not None:
-                mean = (logits.to(weight.dtype) @ weight).float() / total[:, None]
+                mean = (logits @ weight).float() / total[:, None]
                 slopes[part] = (weight[target[part]].float() - mean).to(slopes.dtype)
-            del logits  # or the next tile is made beside this one: 155 MB at Qwen3's vocabulary
+            del logits  # or the next tile is made beside this one: 78 MB at Qwen3's vocabulary
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return scores

@@ -83,8 +83,8 @@ def run_cpt(
     )
 
 
-CPT_STAGE = Stage("cpt", 3, run_cpt)
-SFT_STAGE = Stage("sft", 3, run)
+CPT_STAGE = Stage("cpt", 4, run_cpt)
+SFT_STAGE = Stage("sft", 4, run)
 
 
 def read_rows(path: Path) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, set_seed
 
-from finetune.fused import fuse_layers
+from finetune.fused import _Adapted, fuse_layers
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -17,9 +17,11 @@ SHAPE = {
 KINDS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
 
-def adapted(kind: str = "llama", *, dtype: torch.dtype = torch.float32, b: float = 0.1, **lora: Any) -> PeftModel:
+def adapted(
+    kind: str = "llama", *, dtype: torch.dtype = torch.float32, b: float = 0.1, seed: int = 0, **lora: Any
+) -> PeftModel:
     """A random model of two layers with an adapter whose second half is not zero; norms of random weight."""
-    set_seed(0)
+    set_seed(seed)
     base = AutoModelForCausalLM.from_config(KINDS[kind](**SHAPE), attn_implementation="eager")
     for name, parameter in base.named_parameters():
         if "norm" in name:
@@ -61,7 +63,9 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize(
-    "lora", [{}, {"use_rslora": True}, {"rank_pattern": {"down_proj": 7}, "alpha_pattern": {"q_proj": 3}}, {"r": 1}],
+    "lora",
+    [{}, {"use_rslora": True}, {"rank_pattern": {"down_proj": 7, "k_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+     {"r": 1}],
     ids=["plain", "rslora", "patterns", "rank 1"],
 )  # fmt: skip
 def test_a_step_in_float32_is_pefts(kind: str, lora: dict[str, Any]) -> None:
@@ -69,6 +73,47 @@ def test_a_step_in_float32_is_pefts(kind: str, lora: dict[str, Any]) -> None:
     assert len(found) == 1 + 2 * 2 * 7, "logits, and A and B of seven linear layers in two layers"
     assert distance(found, wanted) < 2e-5
     assert not any(torch.equal(found[name], wanted[name]) for name in found if "lora_A" in name), "nothing was fused"
+
+
+def test_layers_that_read_the_same_input_are_one_step_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four functions a layer instead of seven; where one of them cannot join, each is called by itself."""
+    calls: list[int] = []
+    apply = _Adapted.apply
+
+    def counted(x: torch.Tensor, scaling: tuple[float, ...], *rest: torch.Tensor) -> Any:
+        calls.append(len(scaling))
+        return apply(x, scaling, *rest)
+
+    monkeypatch.setattr(_Adapted, "apply", counted)
+    outcome(fused(adapted()))
+    assert calls == [3, 1, 2, 1] * 2
+    calls.clear()
+    some = {"target_modules": ["q_proj", "up_proj", "o_proj"]}
+    assert distance(outcome(fused(adapted(**some))), outcome(adapted(**some))) < 2e-5
+    assert calls == [1, 1, 1] * 2
+    calls.clear()
+    assert fused(adapted(lora_dropout=0.5))(tokens()).logits.isfinite().all()
+    assert calls == []
+
+
+def test_a_row_without_its_adapter_is_left_to_peft() -> None:
+    """PEFT chooses adapters by row through hooks on each layer, which a call of three layers at once would pass by."""
+    names = ["__base__", "default"]
+    with torch.no_grad():
+        wanted = adapted().eval()(tokens(), adapter_names=names).logits
+        found = fused(adapted()).eval()(tokens(), adapter_names=names).logits
+        every = fused(adapted()).eval()(tokens()).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[0], every[0], atol=1e-3)
+
+
+def test_a_prompt_read_in_two_parts_is_the_prompt_read_at_once() -> None:
+    """Keys and values that were kept are joined by upstream's own attention."""
+    model = fused(adapted()).eval()
+    with torch.no_grad():
+        first = model(tokens()[:, :9], use_cache=True)
+        rest = model(tokens()[:, 9:], past_key_values=first.past_key_values).logits
+        torch.testing.assert_close(rest, model(tokens()).logits[:, 9:], atol=1e-5, rtol=1e-5)
 
 
 def test_a_fresh_adapter_has_gradients_in_b_only() -> None:
@@ -80,19 +125,26 @@ def test_a_fresh_adapter_has_gradients_in_b_only() -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_step_in_bfloat16_is_as_near_to_the_truth_as_pefts(kind: str) -> None:
-    """The truth is the same (rounded) weights in float32. Gradients stay float32, as the weights are."""
-    low = adapted(kind, dtype=torch.bfloat16)
-    truth = adapted(kind)
-    truth.load_state_dict({name: value.float() for name, value in low.state_dict().items()})
-    wanted, theirs, ours = outcome(truth), outcome(low), outcome(fused(low))
-    assert all(value.dtype == torch.float32 for name, value in ours.items() if "lora_" in name)
+def test_steps_in_bfloat16_are_as_near_to_the_truth_as_pefts(kind: str) -> None:
+    """The truth is the same (rounded) weights in float32. Gradients stay float32, as the weights are. One model alone
+    says little: either may round by a third better in it, so eight are asked."""
+    theirs, ours = [], []
+    for seed in range(8):
+        low = adapted(kind, dtype=torch.bfloat16, seed=seed)
+        truth = adapted(kind, seed=seed)
+        truth.load_state_dict({name: value.float() for name, value in low.state_dict().items()})
+        wanted = outcome(truth)
+        theirs.append(error(outcome(low), wanted))
+        found = outcome(fused(low))
+        assert all(value.dtype == torch.float32 for name, value in found.items() if "lora_" in name)
+        ours.append(error(found, wanted))
+    print(kind, sum(ours) / sum(theirs), ours, theirs)
+    assert 8e-4 < sum(ours) < 1.25 * sum(theirs)
 
-    def error(one: dict[str, torch.Tensor]) -> float:
-        parts = [((one[n].double() - wanted[n].double()).norm() / wanted[n].double().norm()) ** 2 for n in wanted]
-        return float(torch.stack(parts).mean().sqrt())
 
-    assert 1e-4 < error(ours) < 1.1 * error(theirs)
+def error(one: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    parts = [((one[n].double() - wanted[n].double()).norm() / wanted[n].double().norm()) ** 2 for n in wanted]
+    return float(torch.stack(parts).mean().sqrt())
 
 
 def of_layer(layer: torch.nn.Module, x: torch.Tensor, slope: torch.Tensor) -> dict[str, torch.Tensor]:
