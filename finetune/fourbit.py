@@ -25,7 +25,7 @@ ROUND_TRIPPED, AS_IT_IS = "round-tripped 4-bit", "as it is"
 TRAINED_ON = ("nf4-double", "nf4", "fp4", "as-it-is")
 """What a user can say of the base of an adapter from elsewhere."""
 _CACHED = 1 << 18
-"""Weights worked on at once: 1 MiB in float32, of which bitsandbytes makes half a dozen copies."""
+"""Weights that a thread works on at once: 1 MiB in float32, of which bitsandbytes makes half a dozen copies."""
 _NEVER_4BIT = ("model.embed_tokens.", "lm_head.")
 
 
@@ -84,8 +84,13 @@ class RoundTrip:
         return len(shape) == 2 and shape[1] % self.blocksize == 0
 
     def pieces(self, shape: Sequence[int], first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Rows [first, last) of such a matrix in ranges that a cache holds; all at once where it cannot be cut."""
-        return cuts(first, last, _CACHED // max(1, shape[-1])) if self.cuttable(shape) else iter([(first, last)])
+        """Rows [first, last) of such a matrix in ranges that the caches of torch's threads hold; all at once where it
+        cannot be cut."""
+        import torch
+
+        if not self.cuttable(shape):
+            return iter([(first, last)])
+        return cuts(first, last, _CACHED * torch.get_num_threads() // max(1, shape[-1]))
 
     def room(self, shape: Sequence[int]) -> "Packed":
         """Memory for such a matrix in 4 bit. In one piece: many small ones would lie between what is needed for moments

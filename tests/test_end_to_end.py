@@ -229,7 +229,8 @@ def test_a_qlora_run_killed_while_the_two_bases_are_measured_chooses_the_same_on
     undisturbed: Path, tmp_path: Path
 ) -> None:
     """The killed run goes up to the merge: what comes behind it is no other than without 4 bit."""
-    words, straight, again = ["method=qlora", "stages=[sft]"], tmp_path / "straight", tmp_path / "again"
+    words = ["method=qlora", "stages=[sft]", "sft.max_steps=2"]
+    straight, again = tmp_path / "straight", tmp_path / "again"
     straight.mkdir()
     for prepared in undisturbed.glob("prepare-*"):
         shutil.copytree(prepared, straight / prepared.name)
