@@ -23,7 +23,8 @@ _FIGURES = (
 )  # fmt: skip
 TERMS: Mapping[str, Sequence[str]] = {
     "gates": ("gate", "interval", "perplexity", "kl"),
-    "gain": ("base", "tuned", "majority", "linear", "nearest", "interval", "rouge", "f1"),
+    "gain": ("row", "base", "tuned", "majority", "linear", "nearest", "interval", "rouge", "f1"),
+    "answers": ("row", "base", "tuned"),
     "general": ("perplexity", "token"),
     "curves": ("loss", "stages"),
     "context": ("token",),

@@ -79,8 +79,9 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
         "curves": {"sft": _curve(60, 2.3, 0.9), "dpo": _curve(24, 0.693, 0.41)},
         "ledger": _ledger(),
         "rejects_examples": [
-            {"source": "articles", "line": 118, "id": "articles:118", "step": "dedup", "reason": "near_duplicate"},
-            {"source": "articles", "line": 240, "id": "articles:240", "step": "filter", "reason": "too_short"},
+            {"source": "articles", "line": 118, "id": "articles:118", "step": "near duplicates",
+             "reason": "near duplicate"},
+            {"source": "articles", "line": 240, "id": "articles:240", "step": "filter", "reason": "too short"},
         ],
         "timings": dict(TIMINGS),
         "cost": {"usd_per_gpu_hour": 2.0, "gpus": 8,
@@ -205,7 +206,7 @@ def _curve(steps: int, start: float, end: float) -> list[dict[str, Any]]:
 def _ledger() -> list[dict[str, Any]]:
     steps = [
         ("read", "articles", 412, {"no text": 3}), ("read", "rules", 388, {}),
-        ("filter", "articles", 409, {"too_short": 6}), ("filter", "rules", 388, {"too_long": 41}),
+        ("filter", "articles", 409, {"too short": 6}), ("filter", "rules", 388, {"too long": 41}),
         ("near duplicates", "articles", 403, {"near duplicate": 11}), ("near duplicates", "rules", 347, {}),
         ("decontaminate", "articles", 392, {"shared with an evaluation row": 4}),
         ("decontaminate", "rules", 347, {}), ("cap", "articles", 388, {"over train_rows": 12}),

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
 from finetune.report import page as report
+from finetune.report.layout import TERMS
 from tests.report.looking import Visit
 from tests.report.spelling import strangers
 from tests.report.synthetic_facts import make_facts
@@ -48,6 +50,17 @@ def test_a_number_on_the_page_that_is_not_in_the_facts_is_noticed(visit: Visit, 
     }
     spoil[where]()
     assert strangers(seen(visit(report.render(shown))), facts)[0]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_says_no_internal_name_and_explains_each_section_that_needs_it(visit: Visit, language: str) -> None:
+    facts = make_facts(language)
+    page = visit(report.render(facts))
+    for name, explained in TERMS.items():
+        assert page.locator(f"#{name} details.terms dt").count() >= len(explained), name
+    page.evaluate("document.querySelectorAll('#lineage details, .command').forEach((one) => one.remove())")
+    names = set(re.findall(r"\b[a-z0-9]+(?:_[a-z0-9]+)+\b", seen(page)))
+    assert names <= {"parity_prompts", "x86_64"}, "a setting that the report advises to raise, and a processor"
 
 
 def test_the_scores_beside_the_answers_are_those_of_the_rows(visit: Visit) -> None:
