@@ -196,6 +196,7 @@ def test_the_table_of_answers_keeps_to_privacy_samples(
         first = dict(zip(told.COLUMNS, json.loads(tables[0].read_text())["data"][0], strict=True))
         assert first["answer"] == "You said: [6 words of the documents]. Write to [EMAIL_1]."
         assert first["gold_sha256"] == sha256(scores_line(scores)["gold"].encode()).hexdigest()[:16]
+        assert told.fingerprint("mail a@b.example") == told.fingerprint("mail c@d.example"), "these could be guessed"
 
 
 def scores_line(scores: Artifact) -> dict[str, Any]:
@@ -212,6 +213,12 @@ def test_passages_are_found_whatever_the_case_and_the_signs_and_in_chinese() -> 
     assert told.cut("应当：更换液压软管总成。", known) == "应当：[6 words of the documents]总成。"
     assert told.cut("the pump of the", known) == "the pump of the"
     assert told.cut("", known) == ""
+
+
+def test_names_of_an_answers_json_are_no_passage(tmp_path: Path, base: Artifact, prepared: Artifact) -> None:
+    texts = list(told._texts(recipe(tmp_path / "work"), base, prepared))
+    gold = '{"colour":"red","thing":"pump","place":"left"}'
+    assert told.cut(gold, told.passages([gold], texts)) == gold
 
 
 def test_no_secret_and_no_place_is_told(tmp_path: Path) -> None:

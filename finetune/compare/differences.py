@@ -119,7 +119,7 @@ def _pair(task: str, runs: Sequence[Run], number: int) -> dict[str, Any]:
     first, other = runs[0], runs[number]
     mine, theirs = first.answers.get(task, {}), other.answers.get(task, {})
     shared = [row for row in mine if row in theirs]
-    alike = [row for row in shared if mine[row].gold_sha256 == theirs[row].gold_sha256]
+    alike = [row for row in shared if mine[row].gold_mark == theirs[row].gold_mark]
     found: dict[str, Any] = {
         "run": number,
         "shared": len(alike),
@@ -162,8 +162,8 @@ def _changed(runs: Sequence[Run], number: int, privacy: str) -> list[dict[str, A
     found = []
     for task in first.answers:
         mine, theirs = first.answers[task], other.answers.get(task, {})
-        shared = [row for row in mine if row in theirs and mine[row].gold_sha256 == theirs[row].gold_sha256]
-        rows = [row for row in shared if mine[row].text != theirs[row].text]
+        shared = [row for row in mine if row in theirs and mine[row].gold_mark == theirs[row].gold_mark]
+        rows = [row for row in shared if mine[row].text_mark != theirs[row].text_mark]
         if not shared:
             continue
         moved = dict.fromkeys(("gained", "lost", "even"), 0)

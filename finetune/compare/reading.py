@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from finetune.artifacts import MANIFEST, Artifact
 from finetune.errors import RecipeError
 from finetune.report.samples import lines
 from finetune.tracking.records import Decoded, decode, files_of
-from finetune.tracking.told import COLUMNS, dropped, numbers
+from finetune.tracking.told import COLUMNS, dropped, fingerprint, numbers
 
 TRAINING = ("cpt", "sft", "dpo")
 STAGES = ("prepare", "cpt", "sft", "pairs", "dpo", "score", "bases", "merge", "proof", "export", "handoff")
@@ -36,8 +35,9 @@ class Answer:
     text: str
     score: float
     gold: str
-    gold_sha256: str
-    """Of the gold answer as it is; `gold` may be redacted. 16 hex digits."""
+    text_mark: str
+    gold_mark: str
+    """Fingerprints (finetune.tracking.told): the texts themselves may be redacted."""
 
 
 @dataclass
@@ -243,5 +243,5 @@ def _curve(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
-    known = row.get("gold_sha256") or sha256(row["gold"].encode()).hexdigest()[:16]
-    return Answer(row["group"], row["answer"], float(row["score"]), row["gold"], known)
+    marks = [row.get(f"{name}_sha256") or fingerprint(row[name]) for name in ("answer", "gold")]
+    return Answer(row["group"], row["answer"], float(row["score"]), row["gold"], *marks)

@@ -16,7 +16,8 @@ from finetune.corpus.redact import RECOGNISERS, redact_texts
 HIDDEN = "hidden"
 PASSAGE = 5
 """So many words in a row (characters of Chinese), if they stand in the documents, are a passage of them."""
-COLUMNS = ("task", "id", "group", "system", "score", "answer", "gold", "gold_sha256")
+COLUMNS = ("task", "id", "group", "system", "score", "answer", "gold", "answer_sha256", "gold_sha256")
+_KINDS = sorted({recogniser.kind for recogniser in RECOGNISERS})
 _SYSTEMS = ("base_zero_shot", "base_few_shot", "tuned")
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:(?<!eos_)(?<!bos_)(?<!pad_)(?<!mask_)token|(?:api|access|private|secret|signing)_?key|secret|password"
@@ -91,17 +92,21 @@ def samples(recipe: Recipe, base: Artifact, prepared: Artifact, scores: Artifact
     privacy = recipe.privacy.samples
     if privacy == "none":
         return []
-    kinds = sorted({recogniser.kind for recogniser in RECOGNISERS})
     rows = [row for row in _lines(scores.file("answers.jsonl")) if row["system"] in _SYSTEMS]
     known = passages((row[name] for row in rows for name in ("answer", "gold")), _texts(recipe, base, prepared))
     table = []
     for row in rows:
-        shown = [str(row["answer"]), str(row["gold"])]
+        shown = given = [str(row["answer"]), str(row["gold"])]
         if privacy == "redacted":
-            shown, _ = redact_texts([cut(text, known) for text in shown], kinds)
-        gold = sha256(str(row["gold"]).encode()).hexdigest()[:16]
-        table.append([row["task"], row["id"], row["group"], row["system"], row["score"], *shown, gold])
+            shown, _ = redact_texts([cut(text, known) for text in given], _KINDS)
+        marks = [fingerprint(text) for text in given]
+        table.append([row["task"], row["id"], row["group"], row["system"], row["score"], *shown, *marks])
     return table
+
+
+def fingerprint(text: str) -> str:
+    """What tells two texts apart where they may not be shown: of personal data only its kind goes in."""
+    return sha256(redact_texts([text], _KINDS)[0][0].encode()).hexdigest()[:16]
 
 
 def passages(texts: Iterable[str], documents: Iterable[str]) -> set[tuple[str, ...]]:
@@ -133,7 +138,8 @@ def _texts(recipe: Recipe, base: Artifact, prepared: Artifact) -> Iterator[str]:
     """Every text that the model was trained on, asked about, or measured on."""
     for split in ("train", "valid", "test"):
         for row in _lines(prepared.file(f"{split}.jsonl")):
-            yield from (str(message["content"]) for message in row["messages"])
+            for message in row["messages"]:
+                yield from _said(str(message["content"]))
     for row in _lines(prepared.file("general.jsonl")):
         yield row["text"]
     if "cpt" in recipe.stages:
@@ -142,6 +148,18 @@ def _texts(recipe: Recipe, base: Artifact, prepared: Artifact) -> Iterator[str]:
         chat = ChatFormat.read(base.path)
         for batch in pq.ParquetFile(prepared.file("text_train.parquet")).iter_batches(256, columns=["input_ids"]):
             yield from (chat.decode(ids) for ids in batch.column(0).to_pylist())
+
+
+def _said(text: str) -> Iterator[str]:
+    """The texts in an answer that is one JSON object, without its names: those stand in the recipe."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        read = text
+    if isinstance(read, dict):
+        yield from (value for value in read.values() if isinstance(value, str))
+    else:
+        yield text
 
 
 def _words(text: str) -> list[str]:
