@@ -1,13 +1,12 @@
 """Base, SFT, tuned and merged as models in this process: at most one in memory, and none where all answers are kept."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Artifact
-from finetune.base import device_of, load_adapter, load_base, quantised_modules
+from finetune.base import device_of, give_back_memory, load_adapter, load_base, quantised_modules
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.training import Method
@@ -73,7 +72,7 @@ class Adapted:
 
     def forget(self) -> None:
         self._model = None
-        gc.collect()
+        give_back_memory()
 
     def _loaded(self) -> Any:
         if self._model is None:
@@ -103,7 +102,7 @@ class Whole:
 
     def forget(self) -> None:
         self._model = None
-        gc.collect()
+        give_back_memory()
 
 
 def arithmetic(model: Model) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from finetune import cli
 from finetune.chat import IGNORED
 from finetune.handoff import alerts, capacity
 from finetune.serve import ask
@@ -127,6 +128,29 @@ def test_an_answer_that_is_not_the_bundles_is_named(
     assert check(server.url, read_plan(bundle), [line], "float32", bundle, said.append) == 1
     assert word in said[0]
     assert "1 NOT as the bundle says" in said[1]
+
+
+def test_finetune_score_asks_the_server_our_very_prompts_and_gets_the_answers_of_score(
+    work: Path, server: SimpleNamespace, qwen3_float32: Path, tmp_path: Path
+) -> None:
+    words = [*WORDS, f"work={work}", f"model.path={qwen3_float32}", "--out", str(tmp_path)]
+    assert cli.main(["score", f"{server.url}#maintenance", *words]) == 0
+    found = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert found["asked_through"] == {
+        "api": {"/v1/completions": 12}, "prompt": {"token ids": 12},
+        "prompt_tokens": {"equal": 12, "differ": 0, "unknown": 0},
+    }  # fmt: skip
+    (scored,) = work.glob("score-*")
+
+    def answers(folder: Path, system: str) -> dict[tuple[str, str], str]:
+        lines = map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+        return {(line["task"], line["id"]): line["answer"] for line in lines if line["system"] == system}
+
+    assert answers(tmp_path, "model") == answers(scored, "merged") == answers(scored, "tuned")
+    assert cli.main(["score", server.url, *words, "--latency", "--requests", "8", "--concurrency", "2"]) == 0
+    timed = json.loads((tmp_path / "latency.json").read_text(encoding="utf-8"))
+    assert timed["server"].startswith("vllm 0.")
+    assert 0 < timed["ttft_s"]["p50"] <= timed["answer_s"]["p50"] <= timed["answer_s"]["p95"]
 
 
 def test_prompts_are_served_as_they_were_trained_id_for_id(work: Path, server: SimpleNamespace) -> None:
