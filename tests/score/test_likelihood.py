@@ -40,8 +40,10 @@ def test_options_are_as_likely_as_lm_eval_finds_them_and_the_likeliest_is_the_an
     chat = ChatFormat.read(base.path)
     answerer = InProcess(loaded, chat, Book(tmp_path, {"model": "tiny"}), batch_tokens=1024, say=lambda _: None)
     branch = task("multiple_choice", normalise=True)
+    branch.max_new_tokens = 8
     made = Questions({"branch": rows}, [], {"branch": branch}, chat, 0, 0)
-    scored, answers = made.likeliest("branch", [one for one, _ in asked], answerer)
+    graded, answers = made.ask("tuned", answerer, lambda _: None)
+    scored = graded["branch", "tuned"]
     ours = scored.log_probs
     assert ours is not None
 
@@ -63,11 +65,12 @@ def test_options_are_as_likely_as_lm_eval_finds_them_and_the_likeliest_is_the_an
     assert both_ways(theirs, rows) == {name: THEIRS[name] for name in ("acc", "acc_norm")}
 
     texts = [likeliest(own, row.choices, normalise=True) for own, row in zip(ours, rows, strict=True)]
-    assert scored.answers == [answer.text for answer in answers] == texts
+    assert scored.answers == [answer.text for answer in answers["branch"]] == texts
     assert details(rows, scored, branch)["acc_norm"] == sum(scored.scores) / len(rows)
     written = [json.loads(line) for line in lines("branch", rows, {("branch", "tuned"): scored})]
     assert [line["log_probs"] for line in written] == ours
-    assert made.likeliest("branch", [one for one, _ in asked], answerer)[0] == scored, "kept, not asked again"
+    del model
+    assert made.ask("tuned", answerer, lambda _: None)[0]["branch", "tuned"] == scored, "kept, not asked again"
 
 
 def test_of_equally_likely_options_the_first_is_taken_and_length_counts_only_where_asked() -> None:
