@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from finetune.metrics.labels import both_ways, likeliest
 from finetune.score.answers import Book
 from finetune.score.inprocess import InProcess
 from finetune.score.questions import Questions
-from finetune.score.summary import details, lines
+from finetune.score.statistics import interval
+from finetune.score.summary import Scored, details, lines
 
 THEIRS = json.loads(Path(__file__).with_name("lm_eval_choices.json").read_text(encoding="utf-8"))
 
@@ -33,8 +35,11 @@ def test_options_are_as_likely_as_lm_eval_finds_them_and_the_likeliest_is_the_an
     rows = [row for _, row in asked]
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32).eval()
 
+    loads: list[int] = []
+
     @contextmanager
     def loaded() -> Iterator[Any]:
+        loads.append(1)
         yield model
 
     chat = ChatFormat.read(base.path)
@@ -69,8 +74,8 @@ def test_options_are_as_likely_as_lm_eval_finds_them_and_the_likeliest_is_the_an
     assert details(rows, scored, branch)["acc_norm"] == sum(scored.scores) / len(rows)
     written = [json.loads(line) for line in lines("branch", rows, {("branch", "tuned"): scored})]
     assert [line["log_probs"] for line in written] == ours
-    del model
-    assert made.ask("tuned", answerer, lambda _: None)[0]["branch", "tuned"] == scored, "kept, not asked again"
+    assert made.ask("tuned", answerer, lambda _: None)[0]["branch", "tuned"] == scored
+    assert loads == [1], "kept, not asked again"
 
 
 def test_of_equally_likely_options_the_first_is_taken_and_length_counts_only_where_asked() -> None:
@@ -79,6 +84,20 @@ def test_of_equally_likely_options_the_first_is_taken_and_length_counts_only_whe
     assert likeliest([-3.0, -4.0], ["no", "not at all"], normalise=True) == "not at all"
     assert metrics.kind(task("multiple_choice")) == "likelihood"
     assert metrics.kind(task("rouge_l")) == "generated"
+
+
+def test_a_rate_over_the_set_has_an_interval_by_group_and_one_without_a_denominator_has_none() -> None:
+    flags = task("flag_accuracy", clean=("ok",), flagged=("fraud",))
+    rows: list[Any] = [SimpleNamespace(answer="ok", group=str(number // 2)) for number in range(40)]
+    answers = ["fraud" if number % 8 < 2 else "ok" for number in range(40)]  # both rows of every fourth group
+    scores = [metrics.score(answer, one, flags) for answer, one in zip(answers, rows, strict=True)]
+    found = details(rows, Scored(answers, scores, [], [True] * 40), flags)
+    assert found["false_positive_rate"] == 0.25
+    low, high = found["ci95"]["false_positive_rate"]
+    alone = interval([1 - score for score in scores], [1.0] * 40, [str(number) for number in range(40)])
+    assert low < alone.low < 0.25 < alone.high < high, "rows of a group are not free: the interval is wider"
+    assert found["recall"] is None
+    assert "recall" not in found["ci95"]
 
 
 def test_a_record_keeps_its_choices_and_passages_and_others_are_written_as_before() -> None:
