@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.checks import data, export, machine, preferences, training
+from finetune.checks import data, evaluation, export, machine, preferences, training
 from finetune.checks.passed import check_passed
 from finetune.config import Recipe
 from finetune.errors import Problem
@@ -46,6 +46,7 @@ def check(
         *machine.check_layout(recipe),
         *machine.check_sequence(recipe),
         *machine.check_launcher(recipe, environment),
+        *evaluation.check_score(recipe),
         *export.check_export(recipe),
         *training.check_release(recipe, environment),
         *data.check_folders(recipe),

@@ -65,33 +65,31 @@ def test_rows_that_are_groups_of_their_own_have_students_interval_and_p() -> Non
     assert found.p == pytest.approx(float(expected.pvalue), abs=1e-9)
 
 
-def test_the_spread_is_that_of_leaving_each_group_out() -> None:
-    """The closed form of the jackknife, and its degrees of freedom from the whole matrix that it never builds."""
+def test_spread_and_degrees_of_freedom_are_those_of_the_matrices_that_they_never_build() -> None:
+    """CR2 by its definition (each group's residuals times the inverse root of I - H) and Satterthwaite's formula."""
     draw = np.random.default_rng(1)
     sizes = draw.integers(1, 9, 40)
     groups = names_of(sizes)
-    d = draw.uniform(0.5, 2, len(groups))
-    x = np.clip(draw.normal(0.5, 0.1, 40).repeat(sizes) + draw.normal(0, 0.1, len(groups)), 0, 1) * d
-    found = interval(x.tolist(), d.tolist(), groups)
-    place = np.array(groups).astype(int)
-    ratio = x.sum() / d.sum()
-    without = np.array([x[place != g].sum() / d[place != g].sum() for g in range(40)])
-    variance = ((without - ratio) ** 2).sum() * 39 / 40
+    x = np.clip(draw.normal(0.5, 0.1, 40).repeat(sizes) + draw.normal(0, 0.1, len(groups)), 0, 1)
+    found = interval(x.tolist(), [1.0] * len(x), groups)
+    place, n = np.array(groups).astype(int), len(groups)
+    u, total = x - x.mean(), 0.0
+    for g in range(40):
+        values, vectors = np.linalg.eigh(np.eye(sizes[g]) - 1 / n)
+        total += (vectors @ np.diag(values**-0.5) @ vectors.T @ u[place == g]).sum() ** 2
+    variance = total / n**2
 
-    u, sums, dens = x - ratio * d, np.zeros(40), np.zeros(40)
-    np.add.at(sums, place, x - ratio * d)
-    np.add.at(dens, place, d)
-    squares = np.bincount(place, weights=d**2)
-    rho = ((sums**2).sum() - (u**2).sum()) / (dens**2 - squares).sum() / ((u**2).sum() / squares.sum())
+    sums = np.bincount(place, weights=u)
+    rho = ((sums**2).sum() - (u**2).sum()) / (sizes**2 - sizes).sum() / ((u**2).sum() / n)
     assert 0.2 < rho < 0.8
-    q, share = np.diag((1 - rho) * squares + rho * dens**2), dens / dens.sum()
+    q, share = np.diag((1 - rho) * sizes + rho * sizes**2), sizes / n
     left = np.eye(40) - np.outer(share, np.ones(40))
-    matrix = np.diag(1 / (1 - share)) @ left @ q @ left.T @ np.diag(1 / (1 - share))
+    matrix = np.diag((1 - share) ** -0.5) @ left @ q @ left.T @ np.diag((1 - share) ** -0.5)
     by_model = np.trace(matrix) ** 2 / np.trace(matrix @ matrix)
     edge = (found.high - found.value) / np.sqrt(variance)
     assert found.high - found.value == pytest.approx(found.value - found.low, rel=1e-9)
     assert stats.t.ppf(0.975, by_model) * (1 - 1e-9) <= edge  # never more degrees than the model has
-    parts = (sums / (1 - share)) ** 2
+    parts = sums**2 / (1 - share)
     expected = np.diag(matrix) * parts.sum() / np.trace(matrix)
     by_data = 2 * parts.sum() ** 2 / ((parts**2).sum() - (expected**2).sum())
     assert edge == pytest.approx(stats.t.ppf(0.975, min(by_model, by_data)), rel=1e-9)
@@ -173,7 +171,7 @@ def test_one_group_tells_nothing_and_few_are_called_few() -> None:
     for count, few in ((29, True), (30, False)):
         ones = names_of(np.ones(count, int))
         assert paired_difference(draw.random(count).tolist(), [0.5] * count, ones).few_groups is few
-    rare = [1.0] * 4 + [0.0] * 96
+    rare = [1.0] * 7 + [0.0] * 93
     assert paired_difference(rare, [0.0] * 100, names_of(np.ones(100, int))).few_groups
     assert not paired_difference([1.0, *rare[1:99], 1.0], [0.0, *[0.0] * 99], names_of(np.ones(100, int))).few_groups
 

@@ -1,0 +1,157 @@
+"""Long contexts: does the model still find a fact that stands at a given place of a long text?
+
+The text is the recipe's own training documents, so that it reads like what will be served. Into it go facts that no
+document holds: a needle (one sentence, asked for) or a cross-reference (a clause that refers to another clause, which
+has the answer). An answer is right where it contains the planted value, exactly. Loss is what the longest context costs
+against the shortest.
+"""
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.chat import ChatFormat
+from finetune.config.evaluation import CONTEXT_ANSWER, Context
+from finetune.corpus.records import Chat
+from finetune.score.answers import Answerer, Asked, Say
+
+KINDS = ("needle", "cross_reference")
+_CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+_PLACES = (
+    "Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Ginkgo", "Hazel", "Ironwood", "Juniper", "Larch", "Maple",
+    "Oak", "Pine", "Rowan", "Spruce", "Tamarack", "Willow", "Yew", "Zelkova",
+)  # fmt: skip
+_WORDS = {
+    "en": {
+        "needle": ("The reference number of file {a} is {value}.",),
+        "needle_ask": "What is the reference number of file {a}? Answer with the number only.",
+        "cross_reference": (
+            "The amount of annex {a} is the one that is stated in annex {b}.",
+            "Annex {b}: the amount is {value}.",
+            "Annex {c}: the amount is {other}.",
+        ),
+        "cross_reference_ask": "What is the amount of annex {a}? Answer with the number only.",
+    },
+    "zh": {
+        "needle": ("{a} 号档案的编号为 {value}。",),
+        "needle_ask": "{a} 号档案的编号是多少？只回答数字。",
+        "cross_reference": (
+            "附件 {a} 的金额以附件 {b} 所载为准。", "附件 {b}：金额为 {value}。", "附件 {c}：金额为 {other}。",
+        ),
+        "cross_reference_ask": "附件 {a} 的金额是多少？只回答数字。",
+    },
+}  # fmt: skip
+
+
+def measure(
+    answerer: Answerer, chat: ChatFormat, train: Sequence[Chat], asked: Context, *, seed: int, say: Say
+) -> dict[str, Any]:
+    """`{lengths, depths, kinds, each, rows: [{kind, length, depth, n, right}], loss}`.
+
+    loss: 1 - (share right at the longest length) / (share right at the shortest); None where the shortest has none
+    right, since nothing can be lost then. The same questions are asked at every length and depth.
+    """
+    text = Haystack.of(chat, train)
+    cells, prompts, values = [], [], []
+    for kind in KINDS:
+        for length in sorted(asked.lengths):
+            for depth in sorted(asked.depths):
+                cells.append((kind, length, depth))
+                for number in range(asked.each):
+                    prompt, value = question(chat, text, kind, length, depth, f"{seed}:{kind}:{number}")
+                    prompts.append(prompt)
+                    values.append(value)
+    say(f"score: long contexts, {len(prompts)} prompts of up to {max(asked.lengths)} tokens")
+    answers = answerer.answer(prompts)
+    right = [value in answer.text for value, answer in zip(values, answers, strict=True)]
+    counts = [sum(right[place * asked.each : (place + 1) * asked.each]) for place in range(len(cells))]
+    at: dict[int, int] = {}
+    for (_, length, _), count in zip(cells, counts, strict=True):
+        at[length] = at.get(length, 0) + count
+    short, long = at[min(at)], at[max(at)]
+    return {
+        "lengths": sorted(asked.lengths),
+        "depths": sorted(asked.depths),
+        "kinds": list(KINDS),
+        "each": asked.each,
+        "rows": [
+            {"kind": kind, "length": length, "depth": depth, "n": asked.each, "right": count}
+            for (kind, length, depth), count in zip(cells, counts, strict=True)
+        ],
+        "loss": 1 - long / short if short else None,
+    }
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """What users say in the training rows, each once, in an order drawn by hash: paragraphs of the recipe's documents.
+
+    Answers stay out: they would tell the model to go on in the same way.
+    """
+
+    lines: tuple[str, ...]
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, chat: ChatFormat, train: Sequence[Chat]) -> "Haystack":
+        said = {str(message["content"]) for row in train for message in row.prompt if message["role"] == "user"}
+        lines = sorted(said, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+        return cls(tuple(lines), tuple(len(chat.encode(f"{line}\n\n")) for line in lines))
+
+    @property
+    def chinese(self) -> bool:
+        whole = "".join(self.lines[:50])
+        return len(_CJK.findall(whole)) * 4 > len(whole)
+
+    def fill(self, begins: int, tokens: int) -> list[str]:
+        """Lines from the one of this number on that take at most so many tokens; after the last the first again."""
+        found: list[str] = []
+        for number in itertools.count(begins):
+            tokens -= self.tokens[number % len(self.lines)]
+            if tokens < 0:
+                break
+            found.append(self.lines[number % len(self.lines)])
+        return found
+
+
+def question(
+    chat: ChatFormat, text: Haystack, kind: str, length: int, depth: float, draw: str
+) -> tuple[Asked, str]:
+    """A prompt of at most `length` tokens (short of it by less than one line) and the value that answers it.
+
+    draw: what is planted and where the text begins follow from it alone, so that a question is the same one at every
+    length and depth. The fact of a needle, and the clause that refers, stand at `depth`; the clause referred to half
+    the text away, and a third one, to be mistaken for it, between them.
+    """
+    stream = random.Random(hashlib.sha256(draw.encode()).digest())  # noqa: S311 - draws questions, no secrets
+    a, b, c = stream.sample(_PLACES, 3)
+    value, other = (str(number) for number in stream.sample(range(10_000, 99_999), 2))
+    words = _WORDS["zh" if text.chinese else "en"]
+    names = {"a": a, "b": b, "c": c, "value": value, "other": other}
+    facts = [fact.format(**names) for fact in words[kind]]
+    ask = str(words[f"{kind}_ask"]).format(**names)
+    begins = stream.randrange(len(text.lines))
+    lines = text.fill(begins, length - len(_render(chat, facts, ask).ids))
+    places = [depth, (depth + 0.5) % 1, (depth + 0.25) % 1]
+    while True:
+        prompt = _render(chat, _plant(lines, facts, places[: len(facts)]), ask)
+        if len(prompt.ids) <= length:
+            return prompt, value
+        assert lines, "a question alone is shorter than the shortest length"
+        lines.pop()  # tokens that meet at a line's end may be more together
+
+
+def _plant(lines: Sequence[str], facts: Sequence[str], places: Sequence[float]) -> list[str]:
+    planted = list(lines)
+    for fact, place in sorted(zip(facts, places, strict=True), key=lambda one: -one[1]):
+        planted.insert(round(place * len(lines)), fact)
+    return planted
+
+
+def _render(chat: ChatFormat, lines: Sequence[str], ask: str) -> Asked:
+    said = "\n\n".join([*lines, ask])
+    return Asked.render(chat, [{"role": "user", "content": said}], "plain", max_new_tokens=CONTEXT_ANSWER)
