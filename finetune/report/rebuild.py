@@ -49,6 +49,11 @@ def again(work: Path, language: str | None = None) -> tuple[Path, dict[str, Any]
     """
     old = find(work)
     saved = json.loads((old / "report.json").read_text(encoding="utf-8"))
+    if "documents" not in saved:
+        raise RecipeError.one(
+            "report", str(old / "report.json"), "an older version made it, which did not record all it was made of",
+            "run the same command again",
+        )  # fmt: skip
     stages = [_stage(work, entry) for entry in saved["lineage"]]
     named = {stage.stage: stage for stage in stages}
     recipe = saved["config"] | ({"language": language} if language else {})

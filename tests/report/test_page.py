@@ -51,6 +51,15 @@ def test_page_draws_every_plot_and_is_accessible(visit: Visit, width: int, schem
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
+def test_nothing_reaches_over_the_edge_at_any_width_with_everything_unfolded(visit: Visit, language: str) -> None:
+    page = visit(rendered(language), PHONE)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    for width in (360, 390, 480, 639, 640, 719, 720, 768, 899, 900, 1024, 1119, 1120, 1280, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, width
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_text_in_plots_is_large_enough_inside_the_page_and_never_on_other_text(
     visit: Visit, width: int, language: str

@@ -62,6 +62,15 @@ def test_a_stage_that_is_gone_or_is_no_run_at_all_is_said(work: Path, tmp_path_f
         rebuild.again(tmp_path_factory.mktemp("empty"))
 
 
+def test_the_report_of_an_older_version_is_said_to_be_one(work: Path) -> None:
+    file = work / "bundle" / "report.json"
+    facts = json.loads(file.read_text())
+    del facts["documents"]
+    file.write_text(json.dumps(facts))
+    with pytest.raises(RecipeError, match="an older version made it"):
+        rebuild.again(work)
+
+
 def test_the_report_that_a_gate_left_behind_is_found(work: Path) -> None:
     left = work / "handoff-0123456789abcdef.partial" / "report"
     left.parent.mkdir()
