@@ -1,5 +1,6 @@
 """The Recipe: one YAML loaded, checked and frozen."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Dpo, Method, Sft
+from finetune.errors import RecipeError
 
 TrainingStage = Literal["cpt", "sft", "dpo"]
 
@@ -70,12 +72,29 @@ class Recipe(Section):
     def main_task(self) -> str:
         return next(name for name, task in self.tasks.items() if task.main)
 
+    @property
+    def latency(self) -> dict[str, Any] | None:
+        """What stands in score.latency_file. Raises RecipeError where that is no latency.json."""
+        if self.score.latency_file is None:
+            return None
+        try:
+            found = json.loads(Path(self.score.latency_file).read_text(encoding="utf-8"))
+            float(found["answer_s"]["p95"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError.one(
+                "score.latency_file", self.score.latency_file, f"no latency.json can be read there ({error!r})",
+                "make one: finetune score work/.../bundle recipe=... --vllm --latency; or score.latency_file=null",
+            ) from error
+        return dict(found)
+
 
 def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped recipe as others may see it: no folder of this machine, no account name."""
     found = {key: value for key, value in recipe.items() if key not in ("work", "data_root")}
     found["model"] = {**recipe["model"], "path": None}
     found["sources"] = {name: _without_folder(source) for name, source in recipe["sources"].items()}
+    if recipe.get("score", {}).get("latency_file"):
+        found["score"] = {**recipe["score"], "latency_file": Path(recipe["score"]["latency_file"]).name}
     if "handoff" in recipe:
         texts = {name: Path(text).name for name, text in recipe["handoff"].get("licence_files", {}).items()}
         found["handoff"] = {**recipe["handoff"], "signing_key": None, "licence_files": texts}

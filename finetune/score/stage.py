@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from finetune.artifacts import Artifact, Stage, canonical_json, write_whole
 from finetune.base import set_threads
 from finetune.chat import ChatFormat
 from finetune.config.data import Task
+from finetune.config.evaluation import Consistency, Context
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Method
-from finetune.score import general
+from finetune.corpus.records import Mode
+from finetune.score import consistency, context, general, leaks, modes
 from finetune.score.answers import Answer, Book, Say
 from finetune.score.inprocess import InProcess
 from finetune.score.questions import Questions
@@ -34,6 +37,10 @@ class Asked(Section):
     shots: int
     batch_tokens: int
     general_tokens: int
+    modes: tuple[Mode, ...]
+    think_tokens: int
+    consistency: Consistency
+    context: Context | None
 
 
 class Config(Section):
@@ -42,6 +49,8 @@ class Config(Section):
     seed: int
     tasks: dict[str, Task]
     score: Asked
+    latency: dict[str, Any] | None = None
+    """What `finetune score --latency` measured of a served model: handed on as it is."""
     model: Model
     method: Method
 
@@ -97,6 +106,23 @@ def run(
         losses["base"] = _read_general("base", windows, both.as_base, plain.book, say)
     tuned = asker("tuned", both.as_tuned, both.about(tuned=True))
     made = ask("tuned", tuned)
+    more: dict[str, Any] = {"leaks": _leaks(questions, scored)}
+    more |= {"latency": settings.latency} if settings.latency else {}
+    if settings.score.modes:
+        with _timed(timings, "modes"):
+            more["modes"] = modes.measure(
+                tuned, questions, settings.score.modes, room=settings.score.think_tokens, say=say
+            )
+    if settings.score.consistency.prompts:
+        with _timed(timings, "consistency"):
+            more["consistency"] = consistency.measure(
+                tuned, questions, prompts=settings.score.consistency.prompts, say=say
+            )
+    if settings.score.context is not None:
+        with _timed(timings, "context"):
+            more["context"] = context.measure(
+                tuned, chat, questions.train, settings.score.context, seed=settings.seed, say=say
+            )
     with _timed(timings, "general"):
         losses["tuned"] = _read_general("tuned", windows, both.as_tuned, tuned.book, say)
     if checkpoint is not None:
@@ -133,12 +159,18 @@ def run(
             "window": general.WINDOW,
         },
         "prompting": prompting(questions),
+        **more,
     }
     write_whole(out / "scores.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return {"answers": len(written), "timings": {name: round(seconds, 2) for name, seconds in timings.items()}}
 
 
 STAGE = Stage("score", 2, run)
+
+
+def _leaks(questions: Questions, scored: Mapping[tuple[str, str], Scored]) -> dict[str, Any]:
+    answers = [answer for task in questions.rows for answer in scored[task, "tuned"].answers]
+    return leaks.leaks(answers, [row for rows in questions.rows.values() for row in rows])
 
 
 def prompting(questions: Questions) -> dict[str, Any]:
@@ -188,7 +220,7 @@ def _read_general(
             return general.negative_log_likelihood(model, cut)
 
     return {
-        kind: book.remember(f"general {canonical_json(cut)}", lambda kind=kind, cut=cut: measure(kind, cut))
+        kind: book.remember(f"general {canonical_json(cut)}", partial(measure, kind, cut))
         for kind, cut in windows.items()
     }
 

@@ -10,9 +10,12 @@ from local_server import serving
 
 from finetune import cli
 from finetune.chat import ChatFormat
-from finetune.score import latency
+from finetune.config import load
+from finetune.errors import RecipeError
+from finetune.score import latency, stage
 from finetune.score.endpoint import Endpoint
 from finetune.score.wire import ServerError, Wire
+from finetune.train import identity
 
 WORDS = [
     "recipe=maintenance", "model=tiny_qwen3", "machine=cpu", "machine.threads=1", "tasks.fields.train_rows=24",
@@ -102,6 +105,10 @@ def test_latency_is_of_streamed_answers_and_counts_what_was_lost(chat, work, tmp
         assert len(timed) == 20 + 2 * 2
         warm = {tuple(body["prompt"]) for body in timed[:4]}
         assert not warm & {tuple(body["prompt"]) for body in timed[4:]}, "what warms up is not what is timed"
+        recipe = load([*WORDS, f"score.latency_file={tmp_path / 'latency.json'}"])
+        assert identity(recipe, stage.Config)["latency"] == found, "another measurement scores anew"
+        with pytest.raises(RecipeError, match=r"no latency\.json can be read"):
+            load([*WORDS, "score.latency_file=nowhere.json"]).latency  # noqa: B018
         server.faults = ["cut stream"] * 25
         assert cli.main([*words, "--out", str(tmp_path / "none")]) == 2
         assert "20 of 20 requests failed" in capsys.readouterr().err
