@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.compare.differences import compare
+from finetune.compare.reading import read
 from finetune.errors import RecipeError
 from finetune.report import rebuild
 from finetune.tracking import RUN_FILE, SAMPLES
@@ -21,7 +23,7 @@ from finetune.tracking.records import decode
 from tests.report.trace import Trace, leaves
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ["prepare", "sft", "pairs", "dpo", "score", "merge", "proof", "handoff"]
+STAGES = ["prepare", "sft", "pairs", "dpo", "merge", "score", "proof", "handoff"]
 WORDS = [
     "recipe=maintenance",
     "model=tiny_qwen3",
@@ -179,9 +181,7 @@ def tracked(work: Path) -> tuple[dict, set, dict]:
     (name,) = json.loads((work / RUN_FILE).read_text()).values()
     assert {file.name for file in files} == {f"run-{name}.wandb"}
     run = decode(files)
-    history = {
-        step: {key: value for key, value in line.items() if key != SAMPLES} for step, line in run.history.items()
-    }
+    history = {step: line for step, line in run.history.items() if SAMPLES not in line}
     digests = {
         name: (artifact["metadata"]["digest"], artifact["metadata"]["inputs"])
         for name, artifact in run.artifacts.items()
@@ -203,6 +203,23 @@ def test_wandb_is_told_no_passage_of_the_documents(undisturbed: Path) -> None:
     found = {run for text in everything for run in eight_words(re.sub(r"""\\+[nrt"]""", " ", text))}
     assert len(found) > 1000
     assert not found & known
+
+
+def test_a_run_and_what_wandb_was_told_of_it_compare_as_one(undisturbed: Path) -> None:
+    file = sorted(undisturbed.glob("wandb/*run-*/*.wandb"))[0]
+    facts = compare([read(str(undisturbed)), read(str(file))])
+    assert facts["config"]["differs"] == {}
+    assert facts["config"]["not_compared"] == []
+    for values in (*facts["data"]["digests"].values(), *facts["data"]["splits"].values(), *facts["curves"].values()):
+        assert values[0] == values[1]
+    assert facts["data"]["counts"] == {}
+    assert facts["gates"]
+    assert all(one == other for one, other in facts["gates"].values())
+    for task in facts["metrics"]:
+        (pair,) = task["pairs"]
+        assert (pair["refused"], pair["difference"], pair["only_first"], pair["only_other"]) == (None, 0.0, 0, 0)
+    assert [entry["changed"] for entry in facts["answers"]] == [0, 0]
+    assert facts["cost"]["seconds_total"][0] == facts["cost"]["seconds_total"][1]
 
 
 def eight_words(text: str) -> Iterator[tuple[str, ...]]:
