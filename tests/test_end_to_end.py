@@ -20,6 +20,7 @@ from finetune.errors import RecipeError
 from finetune.report import rebuild
 from finetune.tracking import RUN_FILE, SAMPLES
 from finetune.tracking.records import decode
+from tests.report.test_schema import faults
 from tests.report.trace import Trace, leaves
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +110,7 @@ def test_the_report_shows_who_accepted_the_failed_gate(undisturbed: Path) -> Non
 def test_every_number_of_the_report_is_traced_to_rows_and_hashes(undisturbed: Path) -> None:
     trace = Trace(undisturbed)
     assert trace.unhashed() == []
+    assert faults(trace.facts) == []
     assert len(list(leaves(trace.facts))) > 400
     assert trace.faults() == []
     for spoil in (
