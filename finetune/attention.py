@@ -7,6 +7,9 @@ of 2048 tokens and needs no mask that could be forgotten: without `cu_seq_lens_q
 
 Short documents of like length are attended to together, each filled up on the right with its own last token: no token
 looks to its right, and what stands in the places filled up is left out again.
+
+A start that all documents share may stand in the row once, before them (`share_start`): none of its tokens looks past
+it, so that its states are the same in every document, and what the documents send back to it adds up.
 """
 
 import functools
@@ -46,13 +49,13 @@ def _attend(
     groups = _groups_of(bounds)
     assert (query.size(0), query.size(2)) == (1, len(groups.home)), "not one flat row"
     rows = (states[0].transpose(0, 1) for states in (query, key, value))  # (tokens, heads, size)
-    spread = (_Move.apply(states, groups.source, groups.home, None) for states in rows)
+    spread = (_Spread.apply(states, groups) for states in rows)
     parts = zip(*(states.split([count * length for count, length in groups.shapes]) for states in spread), strict=True)
     answers = []
     for (count, length), part in zip(groups.shapes, parts, strict=True):
         alike = (states.view(count, length, *states.shape[1:]).transpose(1, 2) for states in part)
         answers.append(kernel(*alike, scaling=scaling, dropout=dropout).transpose(1, 2).flatten(0, 1))
-    return _Move.apply(torch.cat(answers), groups.home, groups.source, groups.filled)[None], None
+    return _Gather.apply(torch.cat(answers), groups)[None], None
 
 
 # --- documents of like length together -------------------------------------------------------------------------------
@@ -67,28 +70,43 @@ class _Groups:
     source: torch.Tensor
     """(places,): the token that stands in a place."""
     home: torch.Tensor
-    """(tokens,): the place of a token."""
+    """(tokens,): the place of a token; of one that documents share, its place in one of them."""
     filled: torch.Tensor
-    """Places that were filled up."""
+    """Places that are nobody's home: filled up, or of the shared start in another document."""
+    copies: torch.Tensor
+    """(documents, shared): the places of the shared start."""
 
 
-class _Move(torch.autograd.Function):
-    """Rows of `states` in the order `there`; `back` undoes it. Nothing is summed where a row was taken twice: what was
-    filled up has no gradient. Where the places are left again (`filled` given), their gradient is made zero.
-    """
+class _Spread(torch.autograd.Function):
+    """Tokens (tokens, heads, size) to places. What was filled up has no gradient; where all documents took a token of
+    their shared start, theirs are added, in float32 at least."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: torch.Tensor, there: torch.Tensor, back: torch.Tensor, filled: torch.Tensor | None
-    ) -> torch.Tensor:
-        ctx.save_for_backward(back, filled)
-        return states.index_select(0, there)
+    def forward(ctx: Any, states: torch.Tensor, groups: _Groups) -> torch.Tensor:
+        ctx.groups = groups
+        return states.index_select(0, groups.source)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        back, filled = ctx.saved_tensors
-        moved = gradients[0].index_select(0, back)
-        return moved if filled is None else moved.index_fill_(0, filled, 0), None, None, None
+        copies = ctx.groups.copies
+        moved = gradients[0].index_select(0, ctx.groups.home)
+        if copies.size(1):
+            wide = torch.promote_types(moved.dtype, torch.float32)
+            moved[: copies.size(1)] = gradients[0][copies].sum(0, dtype=wide)
+        return moved, None
+
+
+class _Gather(torch.autograd.Function):
+    """Places to tokens; a place that is nobody's home gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, groups: _Groups) -> torch.Tensor:
+        ctx.groups = groups
+        return states.index_select(0, groups.home)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0].index_select(0, ctx.groups.source).index_fill_(0, ctx.groups.filled, 0), None
 
 
 def _groups_of(bounds: torch.Tensor) -> _Groups:
@@ -100,27 +118,41 @@ def _groups_of(bounds: torch.Tensor) -> _Groups:
     return found
 
 
-def _group(sizes: list[int], device: torch.device) -> _Groups:
+def share_start(bounds: torch.Tensor, shared: int) -> torch.Tensor:
+    """The bounds of documents whose first `shared` tokens stand in the row once, before the rest of the first document,
+    of the second, and so on."""
+    marked: Any = bounds.clone()
+    marked.document_groups = _group(bounds.diff().tolist(), bounds.device, shared)
+    result: torch.Tensor = marked
+    return result
+
+
+def _group(sizes: list[int], device: torch.device, shared: int = 0) -> _Groups:
     """Documents of `sizes` tokens by length, the longest first; a new group begins where one is too short for it."""
-    starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    starts = torch.tensor([0, *(size - shared for size in sizes)]).cumsum(0).tolist()
     groups: list[list[int]] = []
     for document in sorted(range(len(sizes)), key=lambda document: -sizes[document]):
         longest = sizes[groups[-1][0]] if groups else 0
         if not groups or longest > _SHORT or sizes[document] < _LIKE * longest:
             groups.append([])
         groups[-1].append(document)
-    source, filled, home = [], [], torch.empty(starts[-1], dtype=torch.long)
+    source, filled, copies, home = [], [], [], torch.empty(shared + starts[-1], dtype=torch.long)
     place = 0
     for group in groups:
         width = torch.arange(sizes[group[0]])
         for document in group:
             start, size = starts[document], sizes[document]
-            source.append(start + width.clamp(max=size - 1))
-            home[start : start + size] = place + width[:size]
+            source.append(torch.where(width < shared, width, start + width.clamp(max=size - 1)))
+            copies.append(place + width[:shared])
+            home[shared + start : start + size] = place + width[shared:size]
             filled.append(place + width[size:])
+            if len(copies) > 1:
+                filled.append(copies[-1])
             place += len(width)
+    home[:shared] = copies[0]
     shapes = tuple((len(group), sizes[group[0]]) for group in groups)
-    return _Groups(shapes, *(index.to(device) for index in (torch.cat(source), home, torch.cat(filled))))
+    places = (torch.cat(source), home, torch.cat(filled), torch.stack(copies))
+    return _Groups(shapes, *(index.to(device) for index in places))
 
 
 # --- kernels: (documents, heads, length, size), keys and values with fewer heads -------------------------------------

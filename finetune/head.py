@@ -1,11 +1,12 @@
 """What reaches the language-model head: only the positions that are scored, and a shared prompt once.
 
 TRL's trainers call `model(..., labels=labels, fused_lm_head=True)` and read per-token log-probabilities from the
-answer. Off Triton its own head scores every position. Here, on CPU, three things are left out that change no result:
+answer. Off Triton its own head scores every position. Here, on CPU, four things are left out that change no result:
 
 - positions without a label never reach the head (a third of a forward at 49,152 tokens of vocabulary);
 - padding: the rows of a batch become one flat row, padded or packed, and each document is attended to by itself
   (attention.py), so that a packed step and a padded one are the same computation;
+- where all documents of a batch begin alike (a system turn, a task's instruction), that start is read once;
 - in a batch of pairs (DPO: first half chosen, second half rejected) the prompt, which both answers share, is read
   once: one row holds prompt, chosen and rejected, and the rejected tokens are masked from the chosen ones.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from finetune.attention import attend_documents
+from finetune.attention import attend_documents, share_start
 
 _ROWS = 256
 """Positions multiplied at once: 25 MB of bfloat16 logits at a vocabulary of 49,152."""
@@ -149,7 +150,25 @@ def _hidden_of_documents(model: Any, given: dict[str, Any], mask: torch.Tensor) 
         values = (padded[here][None], positions[here][None], torch.nn.functional.pad(bounds, (1, 0)))
         flat = dict(zip(_FLAT, values, strict=True))
         scored = scored[here][None]
+    if (shared := _shared_start(model, flat, scored)) > 0:
+        once = flat["position_ids"] >= shared
+        once[:, :shared] = True  # of the first document
+        flat |= {name: flat[name][once][None] for name in ("input_ids", "position_ids")}
+        flat["cu_seq_lens_q"] = share_start(flat["cu_seq_lens_q"], shared)
+        scored = scored[once][None]
     return model.base_model(**flat, use_cache=False).last_hidden_state[scored]
+
+
+def _shared_start(model: Any, flat: dict[str, torch.Tensor], scored: torch.Tensor) -> int:
+    """How many tokens all documents begin with, none of them scored; 0 where noise is drawn for each token of each."""
+    bounds, noise = flat["cu_seq_lens_q"], getattr(model.get_input_embeddings(), "neftune_noise_alpha", None)
+    dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    if len(bounds) < 3 or (model.training and (noise or dropout or getattr(model.config, "attention_dropout", 0))):
+        return 0
+    shortest = torch.arange(int((bounds[1:] - bounds[:-1]).min()), device=bounds.device)
+    starts = flat["input_ids"][0][bounds[:-1, None] + shortest]  # (documents, tokens of the shortest)
+    alike = (starts == starts[0]).all(0).cumprod(0).sum()
+    return min([int(alike), *flat["position_ids"][scored].tolist()])
 
 
 def _hidden_of_pairs(

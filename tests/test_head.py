@@ -82,6 +82,51 @@ def test_padding_never_enters_the_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("supervised", "shared"), [([5, 11, 1, 3], 9), ([5, 11, 16, 3], 5), ([5, 11, 22, 3], 0)])
+def test_a_start_that_all_rows_share_is_read_once(
+    folder: Path, attention: str, supervised: list[int], shared: int
+) -> None:
+    """Nine tokens, or as many of them as no row has scored. Recomputation gives the same."""
+    batch = rows([17, 30, 22, 21], supervised)
+    batch["input_ids"][1:, :9] = batch["input_ids"][0, :9]
+    batch["labels"] = torch.where(batch["labels"] == -100, -100, batch["input_ids"])
+    lean = adapted(folder, attention, lean=True)
+    seen = read_lengths(lean)
+    ours, our_gradient = gradients(lean, batch)
+    assert seen == [17 + 30 + 22 + 21 - 3 * shared]
+    theirs, their_gradient = gradients(adapted(folder, attention, lean=False), batch)
+    torch.testing.assert_close(ours["log_probs"], theirs["log_probs"], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(our_gradient, their_gradient, atol=1e-6, rtol=1e-4)
+    lean.zero_grad()
+    lean.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(gradients(lean, batch)[1], our_gradient)
+
+
+def test_where_noise_is_drawn_for_every_token_of_every_row_nothing_is_shared(folder: Path) -> None:
+    batch = rows([17, 30], [5, 11])
+    batch["input_ids"][1, :9] = batch["input_ids"][0, :9]
+    lean = adapted(folder, "eager", lean=True)
+    seen = read_lengths(lean)
+    base = lean.get_base_model()
+    dropout = base.model.layers[0].self_attn.q_proj.lora_dropout["default"] = torch.nn.Dropout(0.0)
+    for owner, name, value in (
+        (dropout, "p", 0.5), (base.config, "attention_dropout", 0.5),
+        (base.get_input_embeddings(), "neftune_noise_alpha", 5.0),
+    ):  # fmt: skip
+        quiet = getattr(owner, name, 0.0)
+        setattr(owner, name, value)
+        gradients(lean, batch)
+        assert seen.pop() == 17 + 30, name
+        lean.eval()
+        gradients(lean, batch)
+        assert seen.pop() == 17 + 30 - 9, "nothing is drawn in an evaluation"
+        setattr(owner, name, quiet)
+        lean.train()
+    gradients(lean, batch)
+    assert seen == [17 + 30 - 9]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_prompt_read_once_scores_both_answers_as_if_read_twice(folder: Path, attention: str) -> None:
     batch = rows([20, 25, 16, 31], [6, 9, 7, 15])  # pairs (0, 2) and (1, 3): prompts of 14, 16, 9, 16
     ids, labels = batch["input_ids"], batch["labels"]
