@@ -86,8 +86,8 @@ def sections(**changes: Any) -> dict[str, Any]:
             "thing": {**task, "title": "Thing", "metric": "rouge_l", "answer": "the {colour} {thing}"},
         },
         "score": {
-            "batch_tokens": 300, "general_tokens": 90, "shots": 2, "consistency": {"prompts": 3},
-            "context": {"lengths": [300, 256], "depths": [0.5], "each": 1}, **changes,
+            "batch_tokens": 300, "general_tokens": 90, "shots": 2, "modes": [], "think_tokens": 4,
+            "consistency": {"prompts": 3}, "context": {"lengths": [300, 256], "depths": [0.5], "each": 1}, **changes,
         },
         "model": recipe.model.model_copy(update={"dtype": "float32"}).model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
