@@ -31,6 +31,7 @@ def test_print_shows_the_ledger_and_hides_what_only_works_on_a_screen(visit: Vis
     assert not page.locator(".controls").is_visible()
     assert not page.locator("nav").is_visible()
     assert not page.locator(".terms").first.is_visible(), "the words stand at the end"
+    assert page.locator("section > details:not([open]):visible").count() == 0, "nothing that would have to be clicked"
     assert page.locator("table.ledger").first.is_visible()
     assert page.locator("#lineage details table").first.is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
