@@ -27,6 +27,7 @@ from finetune.score.questions import Questions
 from finetune.score.summary import Scored, lines, summarise, with_adjusted
 from finetune.score.systems import Adapted, Whole
 
+_BOOKS = ".books.json"
 Losses = dict[str, list[float]]
 """Kind of general text -> mean nats of each window."""
 
@@ -162,6 +163,7 @@ def run(
         **more,
     }
     write_whole(out / "scores.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    (out / _BOOKS).unlink(missing_ok=True)
     return {"answers": len(written), "timings": {name: round(seconds, 2) for name, seconds in timings.items()}}
 
 
@@ -191,7 +193,7 @@ def prompting(questions: Questions) -> dict[str, Any]:
 
 def _note(out: Path, book: Book) -> None:
     """Leave in `out` which books a stopped attempt has written to: a plan counts what they hold."""
-    file = out / ".books.json"
+    file = out / _BOOKS
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     write_whole(file, json.dumps([*known, str(book.file)]))
 
