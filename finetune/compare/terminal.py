@@ -64,8 +64,7 @@ def _data(console: Console, data: Mapping[str, Any], heads: Sequence[str]) -> No
 
 
 def _curves(console: Console, curves: Mapping[str, Any], heads: Sequence[str]) -> None:
-    table = Table("stage", "run", "training loss", "first", "last", "held-out", box=SIMPLE_HEAD, title="Loss",
-                  title_justify="left", title_style="bold")  # fmt: skip
+    table = Table("stage", "run", "training loss", "first", "last", "held-out", box=SIMPLE_HEAD, title="Loss")
     for stage, runs in curves.items():
         losses = [[row["loss"] for row in rows if "loss" in row] for rows in runs]
         known = [value for values in losses for value in values]
@@ -158,7 +157,7 @@ def _cost(console: Console, cost: Mapping[str, Any], heads: Sequence[str]) -> No
 
 
 def _table(title: str, first: str, heads: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table = Table(box=SIMPLE_HEAD, title=title)
     table.add_column(first, overflow="fold")
     for head in heads:
         table.add_column(head, overflow="fold")
@@ -167,7 +166,8 @@ def _table(title: str, first: str, heads: Sequence[str]) -> Table:
 
 def _print(console: Console, table: Table, empty: str) -> None:
     if table.row_count:
-        console.print()
+        title, table.title = table.title, None  # a table would wrap it at its own width
+        console.print(f"\n{title}", style="bold")
         console.print(table)
     elif empty:
         console.print(f"\n{empty}")
