@@ -1,8 +1,9 @@
 """Peak memory of every configuration, measured and planned: `python benchmarks/memory/run.py [--only WORD]`.
 
 Each configuration runs in fresh processes; results.json is written after each, so a stopped run goes on where it was.
-`--table` prints what is there against the planner of today. Peaks are VmHWM of each rank, the larger of both. Exit code
-1: a configuration could not be measured, or the plan is more than 10 % off.
+`--table` measures nothing. The table against the planner of today is printed, and put into RESULTS.md. Peaks are VmHWM
+of each rank, the larger of both; of EXPORT that of a process that it starts, if that is larger. Exit code 1: a
+configuration could not be measured, or the plan is more than 10 % off.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from finetune.memory import Counted, here, plan, settle
 
 HERE = Path(__file__).resolve().parent
 WORKER = [sys.executable, str(HERE / "worker.py")]
-RESULTS = HERE / "results.json"
+RESULTS, PAGE = HERE / "results.json", HERE / "RESULTS.md"
+BEGIN, END = "<!-- made by run.py -->", "<!-- end -->"
 MIB = 2**20
 MOST_OFF = 0.10
 
@@ -51,6 +53,9 @@ def main() -> int:
             write_whole(file, json.dumps(results, indent=1, sort_keys=True) + "\n")
     text, off = table(results)
     print(text)
+    if file == RESULTS:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     return 1 if off else 0
 
 

@@ -21,8 +21,8 @@ _MIB = 2**20
 _LIVE, _PREFETCH, _BUCKET = 1_000_000_000, 50_000_000, 500_000_000
 # The fused head (trl/kernels/chunked_logprob.py, finetune/head.py) walks logits in tiles of so many tokens x words.
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32_768
-# The lean head (finetune/head.py) scores so many positions at a time, off CUDA.
-_LEAN_POSITIONS = 256
+# The lean head (finetune/head.py) makes logits of so many positions at a time off CUDA, and lifts so many to float32.
+_LEAN_POSITIONS, _LEAN_LINES = 256, 16
 _FP32 = 4
 
 # What a CPU process holds beside its tensors, measured on 2026-11-22 by benchmarks/memory/run.py (2 CPU cores, glibc,
@@ -196,6 +196,7 @@ def kept_bytes(
         layer += size * (2 * q + 2 * (q if masked else kv)) + _FP32 * heads
         layer += size * length if masked else 0
     layer += size * 3 * f
+    layer += size * 2 * a.head_dim if linears else 0  # sines of a rotation of one step, for queries and for keys
     adapted = {name.rsplit(".", 1)[-1] for name in adapted_modules(a, lora)}
     for width, readers in (
         (h, {"q_proj", "k_proj", "v_proj"}),
@@ -251,8 +252,8 @@ def _offloads(deepspeed: Mapping[str, Any] | None, key: str) -> bool:
 
 
 def _lean_logits(a: Architecture, tokens: int, size: int) -> int:
-    """Logits of one tile in float32 and once more in the model's type; each position's state and its gradient."""
-    tile = min(tokens, _LEAN_POSITIONS) * a.vocab_size * (_FP32 + (size if size < _FP32 else 0))
+    """Logits of one tile, of a few lines of it in float32 as well; each position's state and its gradient."""
+    tile = a.vocab_size * (min(tokens, _LEAN_POSITIONS) * size + (_LEAN_LINES * _FP32 if size < _FP32 else 0))
     return tile + 2 * tokens * a.hidden_size * size
 
 
