@@ -50,6 +50,7 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         config = identity(recipe, module.Config)
         made = build_in_child(module.STAGE, module.__name__, config, root=work, inputs=inputs, say=say, live=live)
         done[made.stage] = made
+        tracker.follow(made)
         return made
 
     documents = find_documents(recipe.sources, recipe.documents)
@@ -91,7 +92,6 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         before = {"sft": done["sft"]} if "dpo" in recipe.stages else {}
         scores = child(score, {"machine": machine, "answers": str(work / "answers")}, **inputs, **before)
         parity = child(proof, {"machine": machine}, **inputs)
-        tracker.follow(scores, merged, parity)
         tracker.conclude(recipe, base=base, prepared=prepared, scores=scores, proof=parity)
         if recipe.export:
             asked = {"prepared": prepared, "checkpoint": merged, "scores": scores, "proof": parity}
@@ -104,7 +104,6 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
             "config": without_places(recipe.model_dump(mode="json")), "words": without_folders(words),
         }
         bundle = child(handoff, {"run_facts": facts, "machine": machine}, **inputs, scores=scores, proof=parity)
-        tracker.follow(bundle)
     return publish(bundle, work, recipe.handoff.signing_key)
 
 
