@@ -8,7 +8,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ HALF = 0.5
 _SHOWN = 20
 """Touched rows that are listed, the most touched ones first; all are counted."""
 _CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+_PERSONAL = "[PERSONAL]"
+_PLACEHOLDER = re.compile(r"\[[A-Z_]+_\d+\]")
+_KINDS = sorted({recogniser.kind for recogniser in RECOGNISERS})
 _GAP = ""
 """Stands where the wording of the task was: no passage reaches across it."""
 Grams = dict[tuple[str, ...], str]
@@ -34,7 +37,8 @@ def contamination(rows: Sequence[Chat], train: Sequence[Chat], task: Task) -> di
 
     touched: test rows that share a passage with a training row; rows: those given away, half of whose words stand in
     such passages, or whose whole question a training row asks. overlap: the most touched ones as {id, source: a
-    training row's id, span: the longest passage, share of the row's own words in shared passages}.
+    training row's id, span: the longest passage, share of the row's own words in shared passages, redacted: span
+    without words of personal data}.
     What the task's templates say, what more than half of its test rows say (an instruction that came with the
     conversations) and answers that several groups have (labels) are in every training row too: they do not count.
     `span` is corpus text: see `shown`.
@@ -61,6 +65,9 @@ def contamination(rows: Sequence[Chat], train: Sequence[Chat], task: Task) -> di
         elif hit := _hits(pieces, wanted):
             found.append({"id": row.id, **hit})
     found.sort(key=lambda one: (-one["share"], one["id"]))
+    tests, trained = ({row.id: row for row in those} for those in (rows, train))
+    for one in found[:_SHOWN]:
+        one["redacted"] = _redacted(one["span"], _personal(tests[one["id"]]) | _personal(trained[one["source"]]))
     return {
         "rows": sum(one["share"] >= HALF for one in found),
         "touched": len(found),
@@ -71,13 +78,32 @@ def contamination(rows: Sequence[Chat], train: Sequence[Chat], task: Task) -> di
 
 def shown(found: Mapping[str, Any], privacy: str) -> dict[str, Any]:
     """`contamination` as `privacy.samples` lets it be shown: passages left out, personal data replaced, or whole."""
-    if privacy == "full":
-        return dict(found)
-    if privacy == "none":
-        return {**found, "overlap": [{**one, "span": None} for one in found["overlap"]]}
-    kinds = sorted({recogniser.kind for recogniser in RECOGNISERS})
-    spans, _ = redact_texts([one["span"] for one in found["overlap"]], kinds)
-    return {**found, "overlap": [{**one, "span": span} for one, span in zip(found["overlap"], spans, strict=True)]}
+    chosen = {"full": "span", "redacted": "redacted", "none": None}[privacy]
+    plain = [{key: value for key, value in one.items() if key != "redacted"} for one in found["overlap"]]
+    spans = [one.get(chosen) for one in found["overlap"]]
+    return {**found, "overlap": [{**one, "span": span} for one, span in zip(plain, spans, strict=True)]}
+
+
+def _redacted(span: str, personal: Collection[str]) -> str:
+    """`span` with a placeholder for each run of `personal` words: its own signs are gone, so nothing is seen in it."""
+    kept: list[str] = []
+    for word in span.split():
+        if word not in personal:
+            kept.append(word)
+        elif kept[-1:] != [_PERSONAL]:
+            kept.append(_PERSONAL)
+    return redact_texts([" ".join(kept)], _KINDS)[0][0]
+
+
+def _personal(row: Chat) -> set[str]:
+    """Words that redaction takes out of a row, somewhere: they are left out wherever they stand."""
+    found: set[str] = set()
+    for text in [*map(_said, row.messages), *_answers(row)]:
+        given = _PLACEHOLDER.sub(" ", text)
+        left = _PLACEHOLDER.sub(" ", redact_texts([given], _KINDS)[0][0])
+        if left != given:
+            found |= set(Counter(words(given)) - Counter(words(left)))
+    return found
 
 
 def _hits(pieces: Sequence[Sequence[str]], wanted: Grams) -> dict[str, Any] | None:

@@ -138,7 +138,7 @@ def test_privacy_redacted_sends_every_shown_text_through_the_redactor(tmp_path: 
     assert "jo@example.org" not in json.dumps(made)
     assert made["samples"][0]["prompt"] == "What is b? Write to [EMAIL_1]"
     assert made["samples"][0]["gold"] == "yes"
-    assert made["tasks"][0]["contamination"]["overlap"][0]["span"] == "write to [EMAIL_1] at once"
+    assert made["tasks"][0]["contamination"]["overlap"][0]["span"] == "write to [PERSONAL] at once"
 
 
 def test_cost_is_what_all_gpus_of_the_machine_cost_while_each_stage_ran(tmp_path: Path) -> None:
@@ -189,7 +189,8 @@ def collect(root: Path, privacy: str, **more: Any) -> dict[str, Any]:
                        "majority": 0.5, "linear_baseline": None, "tuned": 0.5, "against": "majority", "difference": 0.0,
                        "ci95": [-0.5, 0.5], "differences": {}, "contamination": {
                            "rows": 1, "share": 0.5, "passage": {"words": 8, "characters": 13}, "overlap": [
-                           {"id": "b", "source": "t", "span": "write to jo@example.org at once", "share": 0.9}]}}],
+                           {"id": "b", "source": "t", "span": "write to jo@example.org at once", "share": 0.9,
+                            "redacted": "write to [PERSONAL] at once"}]}}],
             "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}},
         }),
     )

@@ -4,6 +4,7 @@ import pytest
 
 from finetune.config.data import Task
 from finetune.corpus.records import Chat
+from finetune.corpus.split import words
 from finetune.score.contamination import contamination, shown
 
 LONG = "the pump on the north deck must be drained before the first frost of the year"
@@ -24,7 +25,7 @@ def test_a_passage_in_training_is_told_with_where_it_stands_and_how_much_of_the_
     trained = [row("x", "nothing"), row("y", f"As said: {LONG}!")]
     found = contamination([test, row("b", "quite another matter")], trained, TASK)
     assert (found["rows"], found["touched"]) == (1, 1)
-    assert found["overlap"] == [{"id": "a", "source": "y", "span": LONG, "share": round(16 / 28, 4)}]
+    assert shown(found, "full")["overlap"] == [{"id": "a", "source": "y", "span": LONG, "share": round(16 / 28, 4)}]
 
 
 def test_a_passage_inside_of_a_training_answer_or_of_a_gold_answer_counts_too():
@@ -63,7 +64,7 @@ def test_a_label_that_several_groups_have_is_no_overlap_and_an_answer_of_one_row
 
 def test_a_short_question_that_training_asked_as_well_is_given_away_whole():
     found = contamination([row("a", "seal leaks"), row("b", "seal is fine")], [row("x", "Seal leaks!")], TASK)
-    assert found["overlap"] == [{"id": "a", "source": "x", "span": "seal leaks", "share": 1.0}]
+    assert shown(found, "full")["overlap"] == [{"id": "a", "source": "x", "span": "seal leaks", "share": 1.0}]
 
 
 def test_chinese_is_compared_by_characters():
@@ -77,10 +78,36 @@ def test_chinese_is_compared_by_characters():
     assert contamination(tests, [shorter], task)["touched"] == 0
 
 
+PERSONAL = ("Jo.Miller+x@Firm-Works.example", "+49 (170) 555-01 23", "DE89 3704 0044 0532 0130 00", "(212) 555-0198")
+
+
+@pytest.mark.parametrize("value", PERSONAL)
 @pytest.mark.parametrize(
-    ("privacy", "span"), [("none", None), ("full", "ask jo@example.org"), ("redacted", "ask [EMAIL_1]")]
+    ("asked", "trained"),
+    [
+        (f"{LONG}; call {{}}, then go", f"As said: {LONG}; call {{}}, then go!"),
+        ("{}: on the deck ask for him and nobody else", "Please, {}: on the deck ask for him and nobody else"),
+        ("{}", "{}"),
+    ],
 )
-def test_passages_are_shown_as_privacy_allows(privacy, span):
-    found = {"rows": 1, "touched": 1, "overlap": [{"id": "a", "span": "ask jo@example.org", "share": 1.0}]}
-    assert shown(found, privacy)["overlap"][0] == {"id": "a", "span": span, "share": 1.0}
-    assert found["overlap"][0]["span"] == "ask jo@example.org"
+def test_personal_data_of_a_shared_passage_is_not_shown_though_its_signs_are_gone(value, asked, trained):
+    """The words of an address without its signs are the address, and no recogniser sees it in them."""
+    found = contamination([row("a", asked.format(value))], [row("x", trained.format(value))], TASK)
+    spans = {privacy: shown(found, privacy)["overlap"][0]["span"] for privacy in ("none", "redacted", "full")}
+    assert spans["none"] is None
+    assert " ".join(words(value)) in spans["full"]
+    assert "[PERSONAL]" in spans["redacted"]
+    assert not set(words(value)) & set(spans["redacted"].split())
+    assert all("redacted" not in shown(found, privacy)["overlap"][0] for privacy in spans)
+
+
+def test_a_value_that_is_cut_by_the_end_of_a_passage_is_not_shown_in_part():
+    tests = [row("a", f"{LONG} call +49 170 5550123 soon")]
+    found = contamination(tests, [row("x", f"{LONG} call +49 170 7777777 soon")], TASK)
+    assert found["overlap"][0]["span"] == f"{LONG} call 49 170"
+    assert shown(found, "redacted")["overlap"][0]["span"] == f"{LONG} call [PERSONAL]"
+
+
+def test_a_passage_of_an_older_evaluation_is_not_shown_redacted():
+    found = {"rows": 1, "touched": 1, "overlap": [{"id": "a", "span": "ask jo example org", "share": 1.0}]}
+    assert shown(found, "redacted")["overlap"] == [{"id": "a", "span": None, "share": 1.0}]
