@@ -91,9 +91,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, kind: str, body: dict[str, Any]) -> None:
         time.sleep(self.server.pause)
         read = self.count(body)
-        said = {"message": {"content": f"answer {read}"}} if kind == "messages" else {"text": f"answer {read}"}
+        text = f"answer {read}"
+        said: dict[str, Any] = {"message": {"content": text}} if kind == "messages" else {"text": text}
         usage = {"prompt_tokens": read, "completion_tokens": 3}
         ids = {"token_ids": [1, 2, 3]} if "return_token_ids" in body else {}
+        if "prompt_logprobs" in body:  # as vLLM: nothing is known of the first token
+            said["prompt_logprobs"] = [None, *({str(token): {"logprob": -1.0}} for token in body["prompt"][1:])]
         self.send({"choices": [{**said, **ids, "finish_reason": "stop"}], "usage": usage})
 
     def stream(self, body: dict[str, Any], fault: str) -> None:

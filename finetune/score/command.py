@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune import metrics
 from finetune.artifacts import Artifact, write_whole
 from finetune.base import find_base, set_threads
 from finetune.chat import ChatFormat
@@ -56,9 +57,10 @@ def run(chosen: argparse.Namespace, recipe: Recipe, config: Mapping[str, Any], p
             return 0
         before = len(answerer.book)
         scored, made = questions.ask(name, answerer, say, few_shot=chosen.few_shot)
-        asked = {task: questions.asked(task, few_shot=chosen.few_shot) for task in questions.rows}
-        put = answerer.transport([one for those in asked.values() for one in those]) if (
-            isinstance(answerer, Endpoint)) else {"api": "in process", "prompt": "token ids"}  # fmt: skip
+        written = [task for task in questions.rows if metrics.kind(recipe.tasks[task]) == "generated"]
+        put = answerer.transport([
+            one for task in written for one in questions.asked(task, few_shot=chosen.few_shot)
+        ]) if isinstance(answerer, Endpoint) else {"api": "in process", "prompt": "token ids"}  # fmt: skip
     own = {(task, "model"): one for (task, _), one in scored.items()}
     found: dict[tuple[str, str], Scored] = {**own, **questions.classic()}
     tasks = [
@@ -71,8 +73,10 @@ def run(chosen: argparse.Namespace, recipe: Recipe, config: Mapping[str, Any], p
         "prompting": prompting(questions), "prepared": prepared.digest, "config": dict(config)["score"],
     }  # fmt: skip
     write_whole(out / "scores.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    written = (line for task, rows in questions.rows.items() for line in lines(task, rows, found))
-    write_whole(out / "answers.jsonl", "".join(written))
+    write_whole(
+        out / "answers.jsonl",
+        "".join(line for task, rows in questions.rows.items() for line in lines(task, rows, found)),
+    )
     table.show(result)
     kept = len(answerer.book)
     say(f"kept:   {kept} answers of this model in {answerer.book.file} ({kept - before} new)")

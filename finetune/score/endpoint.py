@@ -78,7 +78,8 @@ class Endpoint:
         return found
 
     def transport(self, prompts: Sequence[Asked]) -> dict[str, Any]:
-        """How these prompts were put: {api, prompt: {"token ids": n, ...}, prompt_tokens: {equal, differ, unknown}}."""
+        """How these prompts, all answered, were put: {api, prompt: {"token ids": n, ...}, prompt_tokens: {equal,
+        differ, unknown}}."""
         noted = [(asked, self.book.noted(asked)) for asked in prompts]
         counts = Counter(
             "unknown" if note.get("prompt_tokens") is None

@@ -67,6 +67,27 @@ def test_an_endpoint_is_scored_alone_and_goes_on_after_a_fault(chat, work, tmp_p
         assert task["ci95"][0] <= task["model"] <= task["ci95"][1]
 
 
+def test_a_task_that_is_scored_by_likelihood_is_asked_of_a_server_too(chat, tmp_path) -> None:
+    """Its prompts get no written answer, so that nothing is told of how these were put."""
+    words = [*WORDS, "tasks.place.metric=multiple_choice", "tasks.place.choices=['{functional_location}','the moon']"]
+    with serving(chat) as server:
+        target = ["score", server.url, *words, f"work={tmp_path / 'work'}", "--out", str(tmp_path)]
+        assert cli.main(target) == 0
+        alone = Endpoint(Wire(server.url, timeout=5, tries=1), None, chat, tmp_path, concurrency=1, say=print)
+        assert alone.transport([])["prompt_tokens"] == {"equal": 0, "differ": 0, "unknown": 0}
+    found = read(tmp_path)
+    tasks = {task["name"]: task for task in found["tasks"]}
+    assert found["asked_through"]["prompt_tokens"]["equal"] == tasks["fields"]["n"] == 6
+    asked = [body for _, body in server.asked if "prompt_logprobs" in body]
+    assert len(asked) == 2 * tasks["place"]["n"] == 6
+    lines = map(json.loads, (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    scored = [line for line in lines if (line["task"], line["system"]) == ("place", "model")]
+    assert all(
+        line["log_probs"] == [-1.0 * len(chat.encode(option)) for option in (line["gold"], "the moon")]
+        for line in scored
+    )
+
+
 @pytest.mark.slow
 def test_a_model_directory_gives_the_answers_that_a_served_one_would_be_asked_for(
     chat, work, tmp_path, tiny_qwen3
