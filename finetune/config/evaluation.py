@@ -21,7 +21,7 @@ class Context(Section):
     """Facts planted into long texts of the recipe's own documents, at chosen places, and asked for."""
 
     lengths: Annotated[tuple[Annotated[int, Field(ge=256)], ...], Field(min_length=1)]
-    """Lengths of the whole prompt in tokens, at most the model's positions less CONTEXT_ANSWER."""
+    """Lengths of the whole prompt in tokens, at most the model's positions less CONTEXT_ANSWER; a loss needs two."""
     depths: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.1, 0.5, 0.9)
     """Where the fact stands: 0 is the beginning of the text, 1 its end."""
     each: Positive = 4

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from finetune.corpus.records import Chat
 from finetune.score.answers import Answerer, Asked, Say
 
 KINDS = ("needle", "cross_reference")
+PIECE = 100
+"""Tokens that a piece of the text has at most: a prompt falls short of its length by less than two of them."""
+_CUTS = tuple(map(re.compile, (r"(?<=\n\n)", r"(?<=\n)", r"(?<=[.!?;]\s)|(?<=[。！？；])", r"(?<=\s)")))
+"""Where a text is cut: between paragraphs, else lines, sentences, words."""
 _CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _PLACES = (
     "Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Ginkgo", "Hazel", "Ironwood", "Juniper", "Larch", "Maple",
@@ -50,10 +54,11 @@ _WORDS = {
 def measure(
     answerer: Answerer, chat: ChatFormat, train: Sequence[Chat], asked: Context, *, seed: int, say: Say
 ) -> dict[str, Any]:
-    """`{lengths, depths, kinds, each, rows: [{kind, length, depth, n, right}], loss}`.
+    """`{lengths, depths, kinds, each, rows: [{kind, length, depth, n, right, tokens: {min, mean}}], loss}`.
 
-    loss: 1 - (share right at the longest length) / (share right at the shortest); None where the shortest has none
-    right, since nothing can be lost then. The same questions are asked at every length and depth.
+    tokens: of the prompts as they are; length: what was asked for. loss: 1 - (share right at the longest length) /
+    (share right at the shortest); None where there is one length alone, so that nothing was compared, and where the
+    shortest has none right, since nothing can be lost then. The same questions are asked at every length and depth.
     """
     text = Haystack.of(chat, train)
     cells, prompts, values = [], [], []
@@ -68,7 +73,9 @@ def measure(
     say(f"score: long contexts, {len(prompts)} prompts of up to {max(asked.lengths)} tokens")
     answers = answerer.answer(prompts)
     right = [value in answer.text for value, answer in zip(values, answers, strict=True)]
-    counts = [sum(right[place * asked.each : (place + 1) * asked.each]) for place in range(len(cells))]
+    places = [slice(first, first + asked.each) for first in range(0, len(prompts), asked.each)]
+    counts = [sum(right[place]) for place in places]
+    sizes = [[len(prompt.ids) for prompt in prompts[place]] for place in places]
     at: dict[int, int] = {}
     for (_, length, _), count in zip(cells, counts, strict=True):
         at[length] = at.get(length, 0) + count
@@ -79,16 +86,19 @@ def measure(
         "kinds": list(KINDS),
         "each": asked.each,
         "rows": [
-            {"kind": kind, "length": length, "depth": depth, "n": asked.each, "right": count}
-            for (kind, length, depth), count in zip(cells, counts, strict=True)
+            {
+                "kind": kind, "length": length, "depth": depth, "n": asked.each, "right": count,
+                "tokens": {"min": min(own), "mean": sum(own) / len(own)},
+            }
+            for (kind, length, depth), count, own in zip(cells, counts, sizes, strict=True)
         ],
-        "loss": 1 - long / short if short else None,
+        "loss": 1 - long / short if short and len(at) > 1 else None,
     }
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """What users say in the training rows, each once, in an order drawn by hash: paragraphs of the recipe's documents.
+    """What users say in the training rows, each once, in an order drawn by hash: the recipe's documents, in pieces.
 
     Answers stay out: they would tell the model to go on in the same way.
     """
@@ -99,7 +109,8 @@ class Haystack:
     @classmethod
     def of(cls, chat: ChatFormat, train: Sequence[Chat]) -> "Haystack":
         said = {str(message["content"]) for row in train for message in row.prompt if message["role"] == "user"}
-        lines = sorted(said, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+        drawn = sorted(said, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+        lines = list(dict.fromkeys(piece for text in drawn for piece in _pieces(chat, text)))
         return cls(tuple(lines), tuple(len(chat.encode(f"{line}\n\n")) for line in lines))
 
     @property
@@ -118,10 +129,31 @@ class Haystack:
         return found
 
 
+def _pieces(chat: ChatFormat, text: str) -> Iterator[str]:
+    """`text` in pieces of at most PIECE tokens, cut where the sense is broken least."""
+    if len(chat.encode(text)) <= PIECE:
+        if text.strip():
+            yield text.strip()
+        return
+    halves = [text[: len(text) // 2], text[len(text) // 2 :]]
+    parts = next((parts for cut in _CUTS if len(parts := [part for part in cut.split(text) if part]) > 1), halves)
+    held, room = "", PIECE
+    for part in parts:
+        size = len(chat.encode(part))
+        if size > room:
+            yield from [whole] if (whole := held.strip()) else []
+            held, room = "", PIECE
+        if size > PIECE:
+            yield from _pieces(chat, part)
+        else:
+            held, room = held + part, room - size
+    yield from [whole] if (whole := held.strip()) else []
+
+
 def question(
     chat: ChatFormat, text: Haystack, kind: str, length: int, depth: float, draw: str
 ) -> tuple[Asked, str]:
-    """A prompt of at most `length` tokens (short of it by less than one line) and the value that answers it.
+    """A prompt of at most `length` tokens (short of it by less than two pieces) and the value that answers it.
 
     draw: what is planted and where the text begins follow from it alone, so that a question is the same one at every
     length and depth. The fact of a needle, and the clause that refers, stand at `depth`; the clause referred to half

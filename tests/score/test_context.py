@@ -9,7 +9,7 @@ from finetune.chat import ChatFormat
 from finetune.config.evaluation import Context
 from finetune.corpus.records import Chat
 from finetune.score.answers import Answer, Asked
-from finetune.score.context import KINDS, Haystack, measure, question
+from finetune.score.context import KINDS, PIECE, Haystack, measure, question
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,12 @@ class Reader:
         return re.search(rf"Annex {there[1]}: the amount is (\d+)", text)[1]
 
 
+class Blind(Reader):
+    @staticmethod
+    def read(text: str) -> str:
+        return "no idea"
+
+
 def test_a_reader_who_follows_the_reference_is_right_everywhere_and_loses_nothing(chat):
     asked = Context(lengths=(400, 900), depths=(0.0, 1.0), each=2)
     found = measure(Reader(), chat, chats("train", 20), asked, seed=1, say=lambda _: None)
@@ -60,6 +66,9 @@ def test_what_is_lost_at_the_longest_is_the_loss(chat):
     assert found["lengths"] == [400, 900]
     assert found["loss"] == 1
     assert sum(row["right"] for row in found["rows"]) == 4
+    one = measure(Reader(limit=0), chat, chats("train", 20), Context(lengths=(400,)), seed=1, say=lambda _: None)
+    same = measure(Reader(), chat, chats("train", 20), Context(lengths=(400, 400)), seed=1, say=lambda _: None)
+    assert one["loss"] is same["loss"] is None, "nothing was compared with anything"
     blind = measure(Reader(limit=0), chat, chats("train", 20), asked, seed=1, say=lambda _: None)
     assert blind["loss"] is None
 
@@ -77,6 +86,26 @@ def test_a_prompt_is_as_long_as_asked_for_and_the_fact_stands_at_its_depth(chat,
         place = next(number for number, line in enumerate(lines) if re.search(rf"(?:file|annex) {name} is", line))
         whole = len(lines) - 2 if kind == "needle" else len(lines) - 4
         assert place / whole == pytest.approx(depth, abs=4 / whole)
+
+
+@pytest.mark.parametrize("break_", ["\n\n", "\n", " ", "", "；"])
+def test_prompts_of_long_documents_are_as_long_as_they_are_said_to_be(chat, break_):
+    """Rows of 3,000 tokens did not fit, so that a prompt of 60 tokens stood for one of 2,000."""
+    said = {"": "第{n}号设备的水泵漏水，已经更换密封件", "；": "第{n}号设备漏水，已经修好"}
+    sentence = said.get(break_, "Pump {n} lost oil and its seal was replaced.")
+    rows = [
+        Chat(str(n), "t", ({"role": "user", "content": break_.join(sentence.format(n=f"{n}-{m}") for m in range(260))},
+             {"role": "assistant", "content": "yes"}), "s", 1, "g")
+        for n in range(3)
+    ]  # fmt: skip
+    text = Haystack.of(chat, rows)
+    assert max(len(chat.encode(row.prompt[0]["content"])) for row in rows) > 2500
+    assert max(text.tokens) <= PIECE + 5
+    whole = "".join("".join(row.prompt[0]["content"].split()) for row in rows)
+    assert sorted("".join(text.lines).replace("\n", "").replace(" ", "")) == sorted(whole), "nothing is left out"
+    asked = Context(lengths=(1000, 2000), depths=(0.5,), each=2)
+    for row in measure(Blind(), chat, rows, asked, seed=1, say=lambda _: None)["rows"]:
+        assert row["length"] - 2 * PIECE <= row["tokens"]["min"] <= row["tokens"]["mean"] <= row["length"]
 
 
 def test_a_question_is_the_same_one_at_every_length_and_depth(chat, text):
