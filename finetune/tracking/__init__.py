@@ -32,7 +32,8 @@ _NOT_TRAINING = ("name", "title", "description", "licence", "limits", "machine",
 """Sections that training does not depend on: a change there goes on in the same W&B run."""
 _START_SECONDS, _FINISH_SECONDS, _CLOSE_SECONDS = 20.0, 20.0, 60.0
 """Waits for a W&B online: its first answer, the rest of the upload, and both with what was still to be told."""
-SAMPLES = "score/samples"
+SAMPLES, SAMPLES_OF = "score/samples", "score/samples_of"
+"""The table, and what it was made of: an evaluation by other settings, or other privacy, is another table."""
 
 
 class Tracker:
@@ -143,7 +144,8 @@ class Tracker:
             # HANDOFF judges again and may refuse: until then this is what is known.
             gates = evaluate_gates(recipe.gates, scored, parity, main_task=recipe.main_task)
             run.summary.update(told.headline(scored) | told.gates(gates))
-            if SAMPLES in self._had.summary:
+            made_of = f"{recipe.privacy.samples}:{scores.digest}"
+            if self._had.summary.get(SAMPLES_OF) == made_of:
                 return
             rows = told.samples(recipe, base, prepared, scores)
             if rows:
@@ -151,6 +153,7 @@ class Tracker:
 
                 table = wandb.Table(columns=list(told.COLUMNS), data=rows)
                 run.log({SAMPLES: table}, step=max(self._known, last) + 1)
+                run.summary[SAMPLES_OF] = made_of
 
         self._order(order)
 
