@@ -1,6 +1,7 @@
 """What W&B is told: enough to compare runs by, no secret, no passage of the documents; and never at training's cost."""
 
 import json
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -190,18 +191,76 @@ def test_the_table_of_answers_keeps_to_privacy_samples(
         for line in prepared.file("test.jsonl").read_text().splitlines()
     ]
     everything = raw(work)
+    names = {str(line[name]) for line in all_lines(scores) for name in ("id", "group")}
+    assert any(f'"{name}"' in everything for name in names) == (privacy == "full")
     assert any(window in everything for window in windows(texts, 4)) == (privacy == "full")
     assert ("a@firm.example" in everything) == (privacy == "full")
     if privacy == "redacted":
         first = dict(zip(told.COLUMNS, json.loads(tables[0].read_text())["data"][0], strict=True))
         assert first["answer"] == "You said: [6 words of the documents]. Write to [EMAIL_1]."
-        assert first["gold_sha256"] == sha256(scores_line(scores)["gold"].encode()).hexdigest()[:16]
+        assert first["gold_sha256"] == sha256(all_lines(scores)[0]["gold"].encode()).hexdigest()[:16]
         assert told.fingerprint("mail a@b.example") == told.fingerprint("mail c@d.example"), "these could be guessed"
 
 
-def scores_line(scores: Artifact) -> dict[str, Any]:
-    line: dict[str, Any] = json.loads(scores.file("answers.jsonl").read_text().splitlines()[0])
-    return line
+def all_lines(scores: Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in scores.file("answers.jsonl").read_text().splitlines()]
+
+
+def test_another_evaluation_is_told_again_and_pairs_with_a_run_whose_ids_are_shown(
+    tmp_path: Path, base: Artifact, prepared: Artifact, scores: Artifact, proof: Artifact
+) -> None:
+    """After another `score.shots` the summary was new and the table old."""
+    folder = tmp_path / "score-2"
+    shutil.copytree(scores.path, folder)
+    lines = [{**line, "answer": "none", "score": 0.0} for line in all_lines(scores)]
+    (folder / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    later = with_inputs(as_artifact(folder, "score", answers=48), adapter="c" * 64)
+    work, other = tmp_path / "one", tmp_path / "two"
+    for given in (scores, later, later):
+        follow(recipe(work), base, prepared, given, proof)
+    assert len(list(work.rglob("files/media/table/**/*.table.json"))) == 2
+    follow(recipe(other, "privacy.samples=full"), base, prepared, scores, proof)
+    facts = compare([read(str(files(work)[0])), read(str(files(other)[0]))])
+    (pair,) = facts["metrics"][0]["pairs"]
+    assert (pair["shared"], pair["only_first"], pair["only_other"], pair["difference"]) == (24, 0, 0, 1.0)
+
+
+def test_no_passage_of_calls_of_nested_json_of_reasoning_or_of_preferences_is_told(
+    tmp_path: Path, base: Artifact, prepared: Artifact, scores: Artifact
+) -> None:
+    parts = ("call", "text", "deep", "list", "thought", "tool", "chosen", "rejected", "asked", "quoted")
+    numbers = ("one", "two", "three", "four", "five", "six")
+    said = {part: " ".join(f"{number}{part}" for number in numbers) for part in parts}
+    call = {"id": "c", "type": "function", "function": {"name": "note", "arguments": {"all": [{"of": said["call"]}]}}}
+    written = {"type": "function", "function": {"name": "n", "arguments": json.dumps({"of": said["text"]})}}
+    answer = json.dumps({"found": {"where": [{"text": said["deep"]}]}})
+    messages = [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "", "reasoning_content": said["thought"], "tool_calls": [call, written]},
+        {"role": "tool", "content": json.dumps([{"row": said["tool"]}])},
+        {"role": "assistant", "content": json.dumps([said["list"]])},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": answer},
+    ]
+    chat = {"id": "r", "group": "g", "messages": messages, "passages": {"p": said["quoted"]}}
+    (prepared.path / "train.jsonl").write_text(f"{json.dumps(chat)}\n")
+    (prepared.path / "preferences.jsonl").write_text(json.dumps({
+        "messages": [{"role": "user", "content": said["asked"]}],
+        "chosen": {"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "function": {"name": "note", "arguments": {"of": said["chosen"]}}}]},
+        "rejected": {"role": "assistant", "content": said["rejected"]},
+    }) + "\n")  # fmt: skip
+    title = "A study of pumps on the north deck by J. Doe"
+    given = [{"task": "t", "id": f"{title}/{part}", "group": title, "system": "tuned", "score": 1.0, "gold": answer,
+              "answer": f"It says {text}, so I think."} for part, text in said.items()]  # fmt: skip
+    scores.file("answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in given))
+    table = told.samples(recipe(tmp_path / "work"), base, prepared, scores)
+    rows = [dict(zip(told.COLUMNS, row, strict=True)) for row in table]
+    assert {row["answer"] for row in rows} == {"It says [6 words of the documents], so I think."}
+    assert {row["gold"] for row in rows} == {answer.replace(said["deep"], "[6 words of the documents]")}
+    assert "pumps" not in json.dumps(table)
+    assert (len({row["id"] for row in rows}), len({row["group"] for row in rows})) == (len(parts), 1)
+    assert told.mark(rows[0]["id"]) == rows[0]["id"] == told.mark(given[0]["id"])
 
 
 def test_passages_are_found_whatever_the_case_and_the_signs_and_in_chinese() -> None:

@@ -169,7 +169,7 @@ def _changed(runs: Sequence[Run], number: int, privacy: str) -> list[dict[str, A
         moved = dict.fromkeys(("gained", "lost", "even"), 0)
         for row in rows:
             moved[_moved(mine[row].score, theirs[row].score)] += 1
-        shown = [] if privacy == "none" else [_row(row, mine[row], theirs[row], privacy) for row in rows]
+        shown = [] if privacy == "none" else [_row(mine[row], theirs[row], privacy) for row in rows]
         found.append({"run": number, "task": task, "shared": len(shared), "changed": len(rows), **moved, "rows": shown})
     return found
 
@@ -178,13 +178,13 @@ def _moved(before: float, after: float) -> str:
     return "even" if abs(after - before) <= _EVEN else "gained" if after > before else "lost"
 
 
-def _row(name: str, mine: Answer, theirs: Answer, privacy: str) -> dict[str, Any]:
+def _row(mine: Answer, theirs: Answer, privacy: str) -> dict[str, Any]:
     texts = [mine.gold, mine.text, theirs.text]
     if privacy == "redacted":
         texts, _ = redact_texts(texts, sorted({recogniser.kind for recogniser in RECOGNISERS}))
     return {
-        "id": name, "moved": _moved(mine.score, theirs.score), "gold": texts[0], "first": texts[1], "other": texts[2],
-        "scores": [mine.score, theirs.score],
+        "id": mine.id, "moved": _moved(mine.score, theirs.score), "gold": texts[0], "first": texts[1],
+        "other": texts[2], "scores": [mine.score, theirs.score],
     }
 
 

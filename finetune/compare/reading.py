@@ -14,7 +14,7 @@ from finetune.artifacts import MANIFEST, Artifact
 from finetune.errors import RecipeError
 from finetune.report.samples import lines
 from finetune.tracking.records import Decoded, decode, files_of
-from finetune.tracking.told import COLUMNS, dropped, fingerprint, numbers
+from finetune.tracking.told import COLUMNS, dropped, fingerprint, mark, numbers
 
 TRAINING = ("cpt", "sft", "dpo")
 STAGES = ("prepare", "cpt", "sft", "pairs", "dpo", "score", "bases", "merge", "proof", "export", "handoff")
@@ -31,6 +31,8 @@ _WHAT = "is neither a work folder, nor an offline run of W&B, nor entity/project
 class Answer:
     """The tuned model's answer to one evaluated row."""
 
+    id: str
+    """As the run has it: W&B may have its mark only."""
     group: str
     text: str
     score: float
@@ -55,7 +57,7 @@ class Run:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Task -> {metric, n, <system>: score}."""
     answers: dict[str, dict[str, Answer]] = field(default_factory=dict)
-    """Task -> row id -> answer; empty where the run keeps none."""
+    """Task -> mark of the row's id (finetune.tracking.told) -> answer; empty where the run keeps none."""
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Gate -> {status, value, limit}."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -113,7 +115,7 @@ def _from_work(name: str, work: Path) -> Run:
         run.tasks = {task["name"]: task for task in scores["tasks"]}
         for row in lines(stages["score"].file("answers.jsonl")):
             if row["system"] == SYSTEM:
-                run.answers.setdefault(row["task"], {})[row["id"]] = _answer(row)
+                run.answers.setdefault(row["task"], {})[mark(row["id"])] = _answer(row)
     run.gates = {gate["name"]: {key: gate[key] for key in GATE} for gate in _gates(work, stages)}
     return run
 
@@ -174,12 +176,13 @@ def _from_wandb(name: str, files: list[Path]) -> Run:
     if not decoded.id:
         raise RecipeError.one("finetune compare", name, "holds no run", "name another .wandb file")
     run = _from_decoded(name, decoded)
-    for file in files:
-        for table in sorted(file.parent.glob("files/media/table/score/samples_*.table.json")):
-            for values in json.loads(table.read_text(encoding="utf-8"))["data"]:
-                row = dict(zip(COLUMNS, values, strict=True))
-                if row["system"] == SYSTEM:
-                    run.answers.setdefault(row["task"], {})[row["id"]] = _answer(row)
+    # A run that was evaluated again has a table of each time; its summary names the last one.
+    last = decoded.summary.get("score/samples", {}).get("path", "")
+    for table in [found for file in files if last and (found := file.parent / "files" / last).is_file()][-1:]:
+        for values in json.loads(table.read_text(encoding="utf-8"))["data"]:
+            row = dict(zip(COLUMNS, values, strict=True))
+            if row["system"] == SYSTEM:
+                run.answers.setdefault(row["task"], {})[mark(row["id"])] = _answer(row)
     return run
 
 
@@ -244,4 +247,4 @@ def _curve(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 def _answer(row: Mapping[str, Any]) -> Answer:
     marks = [row.get(f"{name}_sha256") or fingerprint(row[name]) for name in ("answer", "gold")]
-    return Answer(row["group"], row["answer"], float(row["score"]), row["gold"], *marks)
+    return Answer(row["id"], row["group"], row["answer"], float(row["score"]), row["gold"], *marks)

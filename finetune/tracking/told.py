@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from finetune.artifacts import Artifact
 from finetune.chat import ChatFormat
 from finetune.config.recipe import Recipe, without_places
+from finetune.corpus.conversations import texts_in
 from finetune.corpus.redact import RECOGNISERS, redact_texts
 
 HIDDEN = "hidden"
@@ -26,6 +27,7 @@ _SECRET_NAME = re.compile(
 )
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _PLACE = re.compile(r"(?:~/|/\w|file:/)\S*")
+_MARK = re.compile(r"sha256:[0-9a-f]{16}")
 _WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
 
 
@@ -87,7 +89,8 @@ def samples(recipe: Recipe, base: Artifact, prepared: Artifact, scores: Artifact
     """A row of COLUMNS for each evaluated prompt and model, as `privacy.samples` lets it leave this machine.
 
     `none`: no row. `redacted`: personal data and secrets become placeholders, and so does every passage that stands in
-    the documents: a model repeats what it read. Prompts are passages of the documents, and are left out. `full`: as is.
+    the documents: a model repeats what it read. Prompts are passages of the documents, and are left out; ids and groups
+    may be columns of them and become marks. `full`: as is.
     """
     privacy = recipe.privacy.samples
     if privacy == "none":
@@ -97,11 +100,18 @@ def samples(recipe: Recipe, base: Artifact, prepared: Artifact, scores: Artifact
     table = []
     for row in rows:
         shown = given = [str(row["answer"]), str(row["gold"])]
+        names = [row["id"], row["group"]]
         if privacy == "redacted":
             shown, _ = redact_texts([cut(text, known) for text in given], _KINDS)
+            names = [mark(name) for name in names]
         marks = [fingerprint(text) for text in given]
-        table.append([row["task"], row["id"], row["group"], row["system"], row["score"], *shown, *marks])
+        table.append([row["task"], *names, row["system"], row["score"], *shown, *marks])
     return table
+
+
+def mark(name: str) -> str:
+    """What tells two ids or groups apart where they may not be shown; a mark's is itself."""
+    return name if _MARK.fullmatch(name) else f"sha256:{sha256(name.encode()).hexdigest()[:16]}"
 
 
 def fingerprint(text: str) -> str:
@@ -138,8 +148,10 @@ def _texts(recipe: Recipe, base: Artifact, prepared: Artifact) -> Iterator[str]:
     """Every text that the model was trained on, asked about, or measured on."""
     for split in ("train", "valid", "test"):
         for row in _lines(prepared.file(f"{split}.jsonl")):
-            for message in row["messages"]:
-                yield from _said(str(message["content"]))
+            yield from _conversation(row["messages"])
+            yield from texts_in([row.get("choices"), row.get("passages")])
+    for row in _lines(prepared.file("preferences.jsonl")):
+        yield from _conversation([*row["messages"], row["chosen"], row["rejected"]])
     for row in _lines(prepared.file("general.jsonl")):
         yield row["text"]
     if "cpt" in recipe.stages:
@@ -150,14 +162,24 @@ def _texts(recipe: Recipe, base: Artifact, prepared: Artifact) -> Iterator[str]:
             yield from (chat.decode(ids) for ids in batch.column(0).to_pylist())
 
 
+def _conversation(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Every text of the messages: content, reasoning, arguments of calls. What was asked also as it was written."""
+    for message in messages:
+        for text in texts_in(message):
+            if message["role"] != "assistant":
+                yield text
+            yield from _said(text)
+
+
 def _said(text: str) -> Iterator[str]:
-    """The texts in an answer that is one JSON object, without its names: those stand in the recipe."""
+    """The texts in an answer that is JSON, however deep, without its names: those stand in the recipe."""
     try:
         read = json.loads(text)
-    except ValueError:
-        read = text
-    if isinstance(read, dict):
-        yield from (value for value in read.values() if isinstance(value, str))
+    except (ValueError, RecursionError):
+        read = None
+    if isinstance(read, dict | list | str):
+        for inner in texts_in(read):
+            yield from _said(inner)
     else:
         yield text
 
