@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from finetune.compare.reading import GATE, Answer, Run
@@ -25,8 +26,8 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "runs": [
-            {"label": label, "name": run.name, "recipe": run.config.get("name"), "model": run.config.get("model.name")}
-            for label, run in zip(labels(len(runs)), runs, strict=True)
+            {"label": label, "name": name, "recipe": run.config.get("name"), "model": run.config.get("model.name")}
+            for label, name, run in zip(labels(len(runs)), names([run.name for run in runs]), runs, strict=True)
         ],
         "config": _config(runs),
         "data": _data(runs),
@@ -41,6 +42,15 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         "cost": _cost(runs),
         "gates": _gates(runs),
     }
+
+
+def names(typed: Sequence[str]) -> list[str]:
+    """The last part of each path, with the run's letter where two are alike: a page is passed on, folders are not."""
+    parts = [Path(name).resolve().name or "run" for name in typed]
+    return [
+        part if parts.count(part) == 1 else f"{part} ({label})"
+        for label, part in zip(labels(len(parts)), parts, strict=True)
+    ]
 
 
 def labels(count: int) -> list[str]:

@@ -1,5 +1,6 @@
 """The page of a comparison in Debian's Chromium: light and dark, phone and desk, nothing for axe to find."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ def test_text_of_a_run_never_becomes_markup(visit: Visit, facts: dict[str, Any])
     page = visit(render(facts), wait=False)
     assert page.locator("img").count() == 0
     assert EVIL in page.locator("header").inner_text()
+
+
+def test_no_folder_of_the_runs_is_on_the_page_or_in_the_facts(tmp_path: Path) -> None:
+    """A page is passed on: whose machine and which client's folder a run lay in is not."""
+    folders = ("client-x/one", "client-y/one", "client-y/two")
+    found = compare([read(str(made.run(tmp_path / name))) for name in folders])
+    assert [run["name"] for run in found["runs"]] == ["one (A)", "one (B)", "two"]
+    for text in (json.dumps(found), render(found)):
+        assert "client-" not in text
+        assert str(tmp_path) not in text
 
 
 def test_the_page_asks_for_nothing_and_the_same_facts_give_the_same_bytes(facts: dict[str, Any]) -> None:
