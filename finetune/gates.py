@@ -10,12 +10,28 @@ _UNKNOWN = math.nan
 """Was to be measured and could not be."""
 
 
+def weights_of(files: Mapping[str, str]) -> dict[str, str]:
+    """Name -> sha256 of the weights among the files of a model directory, wherever it lies."""
+    return {name.rpartition("/")[2]: digest for name, digest in files.items() if name.endswith(".safetensors")}
+
+
+def of_these_weights(latency: Mapping[str, Any] | None, weights: Mapping[str, str]) -> dict[str, Any] | None:
+    """latency.json with `not_counted`: why it says nothing of the checkpoint whose `weights` these are; None where it
+    does. Of an address nobody knows what it serves."""
+    if latency is None:
+        return None
+    served = latency.get("weights")
+    why = "unknown_weights" if not served else None if served == dict(weights) else "other_weights"
+    return {**latency, "not_counted": why}
+
+
 def evaluate_gates(
     settings: Gates, scores: Mapping[str, Any], parity: Mapping[str, Any], *, main_task: str
 ) -> list[dict[str, Any]]:
     """One `{name, value, limit, status: pass | fail | not_measured}` for each gate that is asked for.
 
-    `scores` is scores.json (`latency`: latency.json, where there is one), `parity` is parity.json. A number that nobody
+    `scores` is scores.json (`latency`: what of_these_weights says, where there is one), `parity` is parity.json. A
+    latency of other or unknown weights is `not_measured`, and so is a number that nobody
     measured is `not_measured`; one that was measured and is not finite fails, with value None: it holds no limit.
     """
     main: Mapping[str, Any] = next((task for task in scores["tasks"] if task["name"] == main_task), {})
@@ -28,11 +44,18 @@ def evaluate_gates(
         "parity_kl_mean_max": parity.get("kl_mean"),
         "consistency_min": (scores.get("consistency") or {}).get("share_same"),
         "context_loss_max": (scores.get("context") or {}).get("loss"),
-        "latency_p95_max": ((scores.get("latency") or {}).get("answer_s") or {}).get("p95"),
+        "latency_p95_max": _answered_within(scores.get("latency")),
         "leaks_max": (scores.get("leaks") or {}).get("total"),
     }
     limits = {name: getattr(settings, name) for name in measured}
     return [_gate(name, value, limits[name]) for name, value in measured.items() if limits[name] is not None]
+
+
+def _answered_within(latency: Mapping[str, Any] | None) -> float | None:
+    if not latency or latency["not_counted"]:
+        return None
+    found: float | None = latency["answer_s"]["p95"]
+    return _UNKNOWN if found is None else found  # so many requests were lost that it is not within any time
 
 
 def vetoes(settings: Gates, exported: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:

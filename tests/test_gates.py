@@ -3,7 +3,11 @@
 import pytest
 
 from finetune.config.evaluation import Gates
-from finetune.gates import evaluate_gates, vetoes
+from finetune.gates import evaluate_gates, of_these_weights, vetoes, weights_of
+
+
+def timed(p95: float | None, not_counted: str | None = None) -> dict:
+    return {"answer_s": {"p50": 0.4, "p95": p95}, "not_counted": not_counted}
 
 
 def evaluate(settings: Gates | None = None, *, low=0.05, tuned=10.2, kl=2e-4, **more) -> dict[str, str]:
@@ -11,7 +15,7 @@ def evaluate(settings: Gates | None = None, *, low=0.05, tuned=10.2, kl=2e-4, **
         "tasks": [{"name": "other", "ci95": [-1, 1]}, {"name": "main", "ci95": [low, 0.2]}],
         "general": {"perplexity_base": {"a": 10.0, "b": 10.0}, "perplexity_tuned": {"a": 10.0, "b": tuned}},
         "consistency": {"share_same": 0.93}, "context": {"loss": 0.04}, "leaks": {"total": 0},
-        "latency": {"answer_s": {"p50": 0.4, "p95": 1.1}}, **more,
+        "latency": timed(1.1), **more,
     }  # fmt: skip
     gates = evaluate_gates(settings or Gates(), scores, {"kl_mean": kl}, main_task="main")
     return {gate["name"]: gate["status"] for gate in gates}
@@ -27,7 +31,7 @@ BROKEN = [
     ({"kl": 0.01}, "parity_kl_mean_max"),
     ({"consistency": {"share_same": 0.89}}, "consistency_min"),
     ({"context": {"loss": 0.051}}, "context_loss_max"),
-    ({"latency": {"answer_s": {"p95": 1.21}}}, "latency_p95_max"),
+    ({"latency": timed(1.21)}, "latency_p95_max"),
     ({"leaks": {"total": 1}}, "leaks_max"),
 ]
 MISSING = [
@@ -37,6 +41,7 @@ MISSING = [
     ({"consistency": None}, "consistency_min"),
     ({"context": {"loss": None}}, "context_loss_max"),
     ({"latency": None}, "latency_p95_max"),
+    ({"latency": timed(0.1, "other_weights")}, "latency_p95_max"),
     ({"leaks": None}, "leaks_max"),
 ]
 
@@ -64,9 +69,26 @@ def test_a_number_that_is_not_finite_holds_no_limit(bad):
     assert evaluate(general=general)["perplexity_rise_max"] == "fail"
 
 
+def test_a_latency_is_of_these_weights_or_holds_no_limit():
+    """A latency.json of any model opened the gate."""
+    files = {"model/model.safetensors": "a" * 64, "model/config.json": "b" * 64}
+    weights = weights_of(files)
+    assert weights == {"model.safetensors": "a" * 64}
+    for served, why in (
+        (weights, None), (None, "unknown_weights"), ({}, "unknown_weights"),
+        ({"model.safetensors": "c" * 64}, "other_weights"), ({**weights, "b.safetensors": "a" * 64}, "other_weights"),
+    ):  # fmt: skip
+        assert of_these_weights(timed(1.1) | {"weights": served}, weights)["not_counted"] == why
+    assert of_these_weights(None, weights) is None
+
+
+def test_answers_of_which_too_many_were_lost_are_within_no_time():
+    assert evaluate(latency=timed(None))["latency_p95_max"] == "fail"
+
+
 def test_exactly_the_limit_is_held_but_for_a_gain():
     exactly = {
-        "consistency": {"share_same": 0.9}, "context": {"loss": 0.05}, "latency": {"answer_s": {"p95": 1.2}}, "kl": 1e-3
+        "consistency": {"share_same": 0.9}, "context": {"loss": 0.05}, "latency": timed(1.2), "kl": 1e-3
     }  # fmt: skip
     assert evaluate(**exactly) == dict.fromkeys(ALL, "pass")
     assert evaluate(low=0.0)["gain_above"] == "fail"

@@ -10,7 +10,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from test_handoff import bundle, hand_over, made, quiet  # noqa: F401 - bundle and made are fixtures
 from test_handoff_papers import files_of
 
-from finetune import artifacts, export, merge, signing
+from finetune import artifacts, export, gates, merge, signing
 from finetune import handoff as stage
 from finetune.artifacts import Artifact
 from finetune.config.recipe import without_places
@@ -28,6 +28,34 @@ def finished(folder: Path) -> Artifact:
 
 
 # --- who made each stage ---------------------------------------------------------------------------------------------
+# --- whose latency counts ---------------------------------------------------------------------------------------------
+
+
+def test_a_latency_counts_only_where_the_checkpoints_own_weights_were_served(made, tmp_path):  # noqa: F811
+    """A latency.json of any model opened the gate."""
+    weights = gates.weights_of(made.stages["checkpoint"].manifest["files"])
+    assert weights
+    times = {"p50": 0.2, "p95": 0.4}
+    for number, (served, status, said) in enumerate((
+        (weights, "pass", ""), (None, "not_measured", "nobody knows which weights were served"),
+        (dict.fromkeys(weights, "0" * 64), "not_measured", "with other weights than those of this model"),
+    )):  # fmt: skip
+        file = tmp_path / "latency.json"
+        file.write_text(json.dumps({
+            "concurrency": 4, "requests": 64, "failed": 0, "ttft_s": times, "token_s": times, "answer_s": times,
+            "server": "vllm", "machine": "2 CPU cores", "weights": served,
+        }))  # fmt: skip
+        score = made.recipe.score.model_copy(update={"latency_file": str(file)})
+        out = hand_over(made, tmp_path / f"out{number}", score=score)
+        facts = json.loads((out / "report.json").read_text())
+        judged = {gate["name"]: gate["status"] for gate in facts["gates"]}
+        assert judged["latency_p95_max"] == status
+        assert facts["latency"]["answer_s"]["p95"] == 0.4
+        for name in ("REPORT.md", "report.html"):
+            text = (out / name).read_text(encoding="utf-8")
+            assert (said in text) if said else ("limit" in text and "It was measured" not in text)
+
+
 
 
 def test_each_stage_is_said_to_come_from_its_own_commit_versions_and_machine(made, tmp_path):  # noqa: F811

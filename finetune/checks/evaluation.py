@@ -4,10 +4,14 @@ from collections.abc import Iterator
 
 from finetune.config import Recipe
 from finetune.config.evaluation import CONTEXT_ANSWER
-from finetune.errors import Problem
+from finetune.errors import Problem, RecipeError
 
 
 def check_score(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        recipe.latency  # noqa: B018 - HANDOFF reads it, when all is trained
+    except RecipeError as error:
+        yield from error.problems
     if unknown := [mode for mode in recipe.score.modes if mode not in recipe.model.modes]:
         yield Problem(
             "score.modes", list(recipe.score.modes),

@@ -46,7 +46,8 @@ class Score(Section):
     context: Context | None = None
     """What the tuned model loses over long contexts; null: not measured."""
     latency_file: str | None = None
-    """latency.json of `finetune score --latency`, for the report and gates.latency_p95_max."""
+    """latency.json of `finetune score --latency`, for the report and, where it is of these weights,
+    gates.latency_p95_max."""
 
 
 class Gates(Section):

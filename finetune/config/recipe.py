@@ -79,7 +79,7 @@ class Recipe(Section):
             return None
         try:
             found = json.loads(Path(self.score.latency_file).read_text(encoding="utf-8"))
-            float(found["answer_s"]["p95"])
+            float(found["answer_s"]["p95"] or 0)  # null: too many requests were lost
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError.one(
                 "score.latency_file", self.score.latency_file, f"no latency.json can be read there ({error!r})",

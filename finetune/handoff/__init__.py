@@ -60,6 +60,8 @@ class Config(Section):
     model: Model
     method: Method
     score: Score
+    latency: dict[str, Any] | None = None
+    """What `finetune score --latency` measured: shown, and held against its gate where these weights were served."""
     gates: Gates
     privacy: Privacy
     handoff: Delivered
@@ -95,12 +97,14 @@ def run(
     facts = report.collect(
         resolved, base_digest=base.digest, prepared=prepared, adapters=adapters, scores=scores, proof=proof,
         stages=stages, exported=exported, command=report.command_line(resolved, run_facts.get("words") or ()),
-        environment=environment, documents=documents["files"],
+        environment=environment, documents=documents["files"], latency=settings.latency,
     )  # fmt: skip
     quantised = facts.get("export", {})
     for scheme, found in quantised.items():
         if found["vetoed"] is not None:
             say(f"handoff: {scheme} is vetoed: {found['vetoed']}")
+    if why := facts.get("latency", {}).get("not_counted"):
+        say(f"handoff: gates.latency_p95_max is not measured: score.latency_file is of {why.replace('_', ' ')}")
     papers = out / "report"
     papers.mkdir()
     rebuild.write(papers, facts)

@@ -13,13 +13,13 @@ from typing import Any
 
 from finetune.artifacts import Artifact
 from finetune.config.evaluation import Gates
-from finetune.gates import evaluate_gates, vetoes
+from finetune.gates import evaluate_gates, of_these_weights, vetoes, weights_of
 from finetune.report import samples, verdict
 
 SCHEMA_VERSION = "1"
 SYSTEMS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline", "tuned")
 """Those that a task always names, null where they were not asked; others (`sft`, `merged`) only where they are."""
-MEASURED = ("modes", "consistency", "context", "leaks", "latency")
+MEASURED = ("modes", "consistency", "context", "leaks")
 """Parts of scores.json that a recipe has to ask for: handed on where they are."""
 
 
@@ -36,18 +36,23 @@ def collect(
     environment: Mapping[str, Any],
     documents: Mapping[str, Mapping[str, str]],
     exported: Artifact | None = None,
+    latency: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Assemble report.json.
 
     `recipe` is the resolved recipe as a dict; `adapters` are the training stages' outputs in order, those that are at
-    hand; `stages` all finished stages in the order in which they ran; `documents` maps source -> file -> sha256.
+    hand; `stages` all finished stages in the order in which they ran; `documents` maps source -> file -> sha256;
+    `latency` is latency.json.
     """
     scored = _read(scores, "scores.json")
     parity = _read(proof, "parity.json")
     language, privacy = str(recipe["language"]), str(recipe["privacy"]["samples"])
     tasks = [_task(task, recipe, privacy) for task in scored["tasks"]]
     limits = Gates.model_validate(recipe["gates"])
-    gates = evaluate_gates(limits, scored, parity, main_task=str(verdict.main_task(tasks)["name"]))
+    merged = next((weights_of(stage.manifest["files"]) for stage in stages if stage.stage == "merge"), {})
+    latency = of_these_weights(latency, merged)
+    main_task = str(verdict.main_task(tasks)["name"])
+    gates = evaluate_gates(limits, {**scored, "latency": latency}, parity, main_task=main_task)
     accepted_by, reason = recipe["handoff"]["accepted_by"], recipe["handoff"]["reason"]
     status = verdict.decide(gates, accepted_by)
     rows = samples.join(prepared, scores)
@@ -79,6 +84,7 @@ def collect(
         "parity": parity,
         **({"prompting": scored["prompting"]} if "prompting" in scored else {}),
         **{name: scored[name] for name in MEASURED if scored.get(name) is not None},
+        **({"latency": latency} if latency else {}),
         **({"export": quantised} if quantised else {}),
         "privacy": privacy,
         "samples": samples.show(rows, privacy),

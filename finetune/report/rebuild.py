@@ -61,7 +61,7 @@ def again(work: Path, language: str | None = None) -> tuple[Path, dict[str, Any]
         recipe, base_digest=saved["model"]["digest"], prepared=named["prepare"],
         adapters=[named[name] for name in recipe["stages"]], scores=named["score"], proof=named["proof"],
         exported=named.get("export"), stages=stages, command=saved["command"], environment=saved["environment"],
-        documents=saved["documents"],
+        documents=saved["documents"], latency=saved.get("latency"),
     )  # fmt: skip
     return old, made
 

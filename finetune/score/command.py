@@ -15,6 +15,7 @@ from finetune.base import find_base, set_threads
 from finetune.chat import ChatFormat
 from finetune.config import Recipe
 from finetune.errors import RecipeError
+from finetune.gates import weights_of
 from finetune.memory import here
 from finetune.score import latency, table
 from finetune.score.answers import Book, Say
@@ -39,7 +40,7 @@ def run(chosen: argparse.Namespace, recipe: Recipe, config: Mapping[str, Any], p
         if getattr(chosen, name) <= 0:
             raise RecipeError.one(f"--{name}", getattr(chosen, name), "must be more than 0", f"--{name} 4")
     books = Path(recipe.work) / "answers"
-    with _target(chosen, recipe, books, say) as (name, chat, answerer):
+    with _target(chosen, recipe, books, say) as (name, chat, answerer, weights):
         questions = Questions.read(prepared, chat, recipe.tasks, shots=recipe.score.shots, seed=recipe.seed)
         out = chosen.out or Path(recipe.work) / "scores" / f"{name}-{answerer.model[:8]}"
         out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def run(chosen: argparse.Namespace, recipe: Recipe, config: Mapping[str, Any], p
                 )
             measured = latency.measure(
                 answerer, questions, requests=chosen.requests, concurrency=chosen.concurrency, say=say
-            )
+            ) | {"weights": weights}
             write_whole(out / "latency.json", json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
             table.show_latency(measured)
             say(f"latency: {out / 'latency.json'}")
@@ -87,14 +88,14 @@ def run(chosen: argparse.Namespace, recipe: Recipe, config: Mapping[str, Any], p
 @contextmanager
 def _target(
     chosen: argparse.Namespace, recipe: Recipe, books: Path, say: Say
-) -> Iterator[tuple[str, ChatFormat, InProcess | Endpoint]]:
-    """(name, chat format, who answers)."""
+) -> Iterator[tuple[str, ChatFormat, InProcess | Endpoint, dict[str, str] | None]]:
+    """(name, chat format, who answers, sha256 of each weights file: None behind an address, which tells no weights)."""
     if chosen.target.startswith(("http://", "https://")):
         address, _, name = chosen.target.partition("#")
         chat = ChatFormat.read(find_base(recipe.model).path)
         with _wire(chosen, address) as wire:
             found = _endpoint(chosen, wire, name or None, chat, books, say)
-            yield _plain(found.name), chat, found
+            yield _plain(found.name), chat, found, None
         return
     directory = Path(chosen.target).resolve()
     whole = directory if (directory / "config.json").is_file() else directory / chosen.model
@@ -104,18 +105,20 @@ def _target(
             "a folder with config.json, a folder with model/, or http://HOST:PORT#MODEL",
         )  # fmt: skip
     artifact = find_base(recipe.model.model_copy(update={"path": str(whole), "origin": "hub"}))
+    weights = weights_of(artifact.manifest["files"])
     chat = ChatFormat.read(whole)
     name = _plain(directory.name if whole == directory else f"{directory.name}-{whole.name}")
     if chosen.vllm:
         with _served(chosen, recipe, directory, whole, say) as (url, served, version, dtype):
             about = {"checkpoint": artifact.digest, "server": f"vllm {version}", "dtype": dtype}
             with _wire(chosen, url) as wire:
-                yield name, chat, _endpoint(chosen, wire, served, chat, books, say, about)
+                yield name, chat, _endpoint(chosen, wire, served, chat, books, say, about), weights
         return
     set_threads(recipe.machine)
     model = Whole(artifact, recipe.model, recipe.machine)
     book = Book(books, model.about())
-    yield name, chat, InProcess(model.as_it_is, chat, book, batch_tokens=recipe.score.batch_tokens, say=say)
+    asker = InProcess(model.as_it_is, chat, book, batch_tokens=recipe.score.batch_tokens, say=say)
+    yield name, chat, asker, weights
 
 
 def _wire(chosen: argparse.Namespace, url: str) -> Wire:

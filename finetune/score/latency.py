@@ -37,7 +37,8 @@ def measure(
     """latency.json: {concurrency, requests, failed, ttft_s, token_s, answer_s: {p50, p95}, server, machine, ...}.
 
     Test prompts of all tasks in turn, each with its task's max_new_tokens; after the last one it begins anew. The
-    prompts that warm the server up are the last ones, so that it has not cached those that are timed. Raises
+    prompts that warm the server up are the last ones, so that it has not cached those that are timed. A request that
+    failed never ended: answer_s counts it as infinitely slow, and a percentile that falls on such ones is None. Raises
     RecipeError when the server cannot be asked, or when more than a tenth of the requests fail.
     """
     prompts = _in_turn(questions)
@@ -62,7 +63,7 @@ def measure(
         "failed": len(lost),
         "ttft_s": _percentiles([one.first for one in good]),
         "token_s": _percentiles([(one.whole - one.first) / (one.tokens - 1) for one in good if one.tokens > 1]),
-        "answer_s": _percentiles([one.whole for one in good]),
+        "answer_s": _percentiles([*(one.whole for one in good), *(math.inf for _ in lost)]),
         "tokens": {"prompt_mean": _mean([len(asked.ids) for asked in timed]), "answer_mean": _mean(
             [one.tokens for one in good]), "per_second": round(sum(one.tokens for one in good) / seconds, 2)},
         "server": endpoint.version(),
@@ -138,19 +139,19 @@ def _together(endpoint: Endpoint, prompts: Sequence[Asked], concurrency: int) ->
         return list(pool.map(one, prompts))
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
+def _percentiles(values: Sequence[float]) -> dict[str, float | None] | None:
     if not values:
         return None
     ordered = sorted(values)
-    return {f"p{share}": round(_quantile(ordered, share / 100), 4) for share in (50, 95)}
+    found = {f"p{share}": _quantile(ordered, share / 100) for share in (50, 95)}
+    return {name: round(value, 4) if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
     """Linear between the two nearest, as numpy's default."""
     place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low if low == high or place == math.floor(place) else low + (high - low) * (place - math.floor(place))
 
 
 def _mean(values: Sequence[float]) -> float:

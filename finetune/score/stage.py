@@ -50,8 +50,6 @@ class Config(Section):
     seed: int
     tasks: dict[str, Task]
     score: Asked
-    latency: dict[str, Any] | None = None
-    """What `finetune score --latency` measured of a served model: handed on as it is."""
     model: Model
     method: Method
 
@@ -108,7 +106,6 @@ def run(
     tuned = asker("tuned", both.as_tuned, both.about(tuned=True))
     made = ask("tuned", tuned)
     more: dict[str, Any] = {"leaks": _leaks(questions, scored)}
-    more |= {"latency": settings.latency} if settings.latency else {}
     if settings.score.modes:
         with _timed(timings, "modes"):
             more["modes"] = modes.measure(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from local_server import serving
 
-from finetune import cli
+from finetune import cli, handoff
 from finetune.chat import ChatFormat
 from finetune.config import load
 from finetune.errors import RecipeError
@@ -127,9 +127,18 @@ def test_latency_is_of_streamed_answers_and_counts_what_was_lost(chat, work, tmp
         warm = {tuple(body["prompt"]) for body in timed[:4]}
         assert not warm & {tuple(body["prompt"]) for body in timed[4:]}, "what warms up is not what is timed"
         recipe = load([*WORDS, f"score.latency_file={tmp_path / 'latency.json'}"])
-        assert identity(recipe, stage.Config)["latency"] == found, "another measurement scores anew"
+        assert found["weights"] is None, "nobody knows what an address serves"
+        assert identity(recipe, handoff.Config)["latency"] == found
+        assert identity(recipe, stage.Config) == identity(load(WORDS), stage.Config), "it scores nothing anew"
         with pytest.raises(RecipeError, match=r"no latency\.json can be read"):
             load([*WORDS, "score.latency_file=nowhere.json"]).latency  # noqa: B018
+        server.faults = [""] * 5 + ["cut stream"] * 2  # after the one that finds the way and four that warm up
+        assert cli.main([*words, "--out", str(tmp_path / "lossy")]) == 0
+        lossy = json.loads((tmp_path / "lossy" / "latency.json").read_text(encoding="utf-8"))
+        assert lossy["failed"] == 2
+        assert lossy["ttft_s"]["p95"] < 1
+        assert lossy["answer_s"]["p95"] is None, "a tenth never ended"
+        assert load([*WORDS, f"score.latency_file={tmp_path / 'lossy' / 'latency.json'}"]).latency == lossy
         server.faults = ["cut stream"] * 25
         assert cli.main([*words, "--out", str(tmp_path / "none")]) == 2
         assert "20 of 20 requests failed" in capsys.readouterr().err
@@ -159,3 +168,11 @@ def test_percentiles_are_numpys() -> None:
     assert ours is not None
     assert ours["p50"] == pytest.approx(np.percentile(values, 50), abs=1e-4)
     assert ours["p95"] == pytest.approx(np.percentile(values, 95), abs=1e-4)
+
+
+def test_a_request_that_never_ends_is_among_the_slowest() -> None:
+    """6 of 64 timed out, and 95 of 100 were told to be fast."""
+    for lost, finite in ((0, True), (3, True), (4, False), (6, False)):
+        found = latency._percentiles([*[0.5] * (64 - lost), *[math.inf] * lost])
+        assert found == {"p50": 0.5, "p95": 0.5 if finite else None}
+    assert latency._percentiles([0.1, math.inf, math.inf]) == {"p50": None, "p95": None}
