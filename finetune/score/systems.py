@@ -11,7 +11,12 @@ from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.training import Method
 from finetune.generate import fold_adapter
+from finetune.provenance import version_of
 from finetune.shards import shard_names
+
+ASKING = 1
+"""Raise it with every change of generate.py, parity.py or score/inprocess.py that may change an answer: answers that
+were made before it are then asked anew. (Another prompt is asked anew by itself.)"""
 
 
 class Adapted:
@@ -23,7 +28,7 @@ class Adapted:
     def __init__(self, base: Artifact, adapter: Artifact, model: Model, method: Method, machine: Machine) -> None:
         self._load = lambda: load_adapter(load_base(base, model, method, device=device_of(machine)), adapter)
         self._base, self._adapter = base, adapter
-        self._arithmetic = arithmetic(model) | {"bnb": method.bnb}
+        self._arithmetic = arithmetic(model, machine) | {"bnb": method.bnb}
         self._model: Any = None
         self._folded = False
 
@@ -88,7 +93,7 @@ class Whole:
         # What a checkpoint says of its rope is what a server reads: a recipe's YaRN stands in it already.
         settings = model.model_copy(update={"rope_parameters": None})
         self._load = lambda: load_base(directory, settings, None, device=device_of(machine))
-        self._about = {"checkpoint": directory.digest, **arithmetic(settings)}
+        self._about = {"checkpoint": directory.digest, **arithmetic(settings, machine)}
         self._model: Any = None
 
     def about(self) -> dict[str, Any]:
@@ -105,7 +110,11 @@ class Whole:
         give_back_memory()
 
 
-def arithmetic(model: Model) -> dict[str, Any]:
-    """What of section `model` changes an answer of the same weights."""
+def arithmetic(model: Model, machine: Machine) -> dict[str, Any]:
+    """What changes an answer of the same weights: our code that asks, the libraries, the device, section `model`."""
     rope = None if model.rope_parameters is None else model.rope_parameters.model_dump(mode="json")
-    return {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "rope_parameters": rope}
+    return {
+        "asking": ASKING, "torch": version_of("torch"), "transformers": version_of("transformers"),
+        "device": device_of(machine).type, "dtype": model.dtype, "attn_implementation": model.attn_implementation,
+        "rope_parameters": rope,
+    }  # fmt: skip

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from finetune.config.training import Method
 from finetune.score import modes, stage
 from finetune.score.answers import Answer, Asked, Book
 from finetune.score.inprocess import InProcess
-from finetune.score.systems import Adapted
+from finetune.score.systems import Adapted, Whole
 
 MACHINE = Machine(name="test", device="cpu", threads=1)
 
@@ -96,6 +97,26 @@ def test_merged_is_the_sum_in_memory_bit_for_bit_and_no_other_adapters(base, ada
     save_file(tensors, tmp_path / "other" / "adapter_model.safetensors")
     other = as_artifact(tmp_path / "other", "sft")
     assert not Adapted(base, other, model, method, MACHINE).equals(checkpoint.file("model"))
+
+
+def test_answers_of_other_code_libraries_or_devices_are_not_taken_again(base, adapter, tmp_path) -> None:
+    recipe = sections()
+    model, method = Model.model_validate(recipe["model"]), Method.model_validate(recipe["method"])
+
+    def books() -> set[Path]:
+        both = Adapted(base, adapter, model, method, MACHINE)
+        abouts = (both.about(tuned=False), both.about(tuned=True), Whole(base, model, MACHINE).about())
+        return {Book(tmp_path, about).file for about in abouts}
+
+    found = books()
+    assert len(found) == 3
+    for name, other in (
+        ("ASKING", 0), ("version_of", lambda _: "0.0"), ("device_of", lambda _: SimpleNamespace(type="elsewhere"))
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"finetune.score.systems.{name}", other)
+            assert not books() & found
+    assert books() == found
 
 
 @pytest.mark.slow
