@@ -161,7 +161,8 @@ def _gates(work: Path, stages: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     if "handoff" in stages:
         return list(stages["handoff"].facts["gates"])
     scored = stages["score"].manifest["digest"] if "score" in stages else None
-    for file in work.glob("handoff-*.partial/report/report.json"):
+    left = [(file.stat().st_mtime_ns, str(file), file) for file in work.glob("handoff-*.partial/report/report.json")]
+    for *_, file in sorted(left, reverse=True):
         report = json.loads(file.read_text(encoding="utf-8"))
         if any(entry["digest"] == scored for entry in report["lineage"]):
             return list(report["gates"])

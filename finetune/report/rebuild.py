@@ -10,17 +10,22 @@ from finetune.errors import Problem, RecipeError
 from finetune.report import facts, markdown, page
 
 FILES = ("report.json", "report.html", "REPORT.md")
-_READ = {
+READ = {
     "prepare": ("test.jsonl", "ledger.json", "rejects.jsonl"), "score": ("answers.jsonl", "scores.json"),
     "proof": ("parity.json",), "export": ("export.json",),
 }  # fmt: skip
+"""Stage -> its files that a report is made from."""
 _TRAINING = ("log.jsonl",)
+REFUSED = "handoff-*.partial/report/report.json"
+"""Below a work folder: the reports of bundles that a gate refused."""
 
 
 def run(work: Path, out: Path | None, language: str | None) -> int:
     """0 where the bytes are those that the run wrote (or another language was asked for), 1 where they are not."""
     out = out or work / "report"
     old, made = again(work, language)
+    newest = "the bundle's" if old == work / "bundle" else "of a bundle that was refused"
+    print(f"report: the newest one here, {newest} ({old / 'report.json'})")
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         write(out, made)
@@ -67,12 +72,18 @@ def again(work: Path, language: str | None = None) -> tuple[Path, dict[str, Any]
 
 
 def find(work: Path) -> Path:
-    """Folder of the newest report below a work folder: the bundle's, or the one left where a gate refused it."""
-    left = sorted(work.glob("handoff-*.partial/report/report.json"), key=lambda path: path.stat().st_mtime)
-    for file in (work / "bundle" / "report.json", *reversed(left)):
-        if file.is_file():
-            return file.parent
-    raise RecipeError.one("report", str(work), "no finished run is here", "finetune report work/legal")
+    """Folder of the newest report below a work folder: the bundle's, or the one left where a gate refused it.
+
+    A bundle is as old as its link, which every run that ends in it sets anew.
+    """
+    aged = [(file.stat().st_mtime_ns, str(file), file.parent) for file in work.glob(REFUSED)]
+    link = work / "bundle"
+    if (link / "report.json").is_file():
+        made = (link if link.is_symlink() else link / "report.json").lstat().st_mtime_ns
+        aged.append((made, "", link))  # of the same instant: the refusal, which claims less
+    if not aged:
+        raise RecipeError.one("report", str(work), "no finished run is here", "finetune report work/legal")
+    return max(aged)[-1]
 
 
 def _stage(work: Path, entry: Mapping[str, Any]) -> Artifact:
@@ -92,6 +103,6 @@ def _changed(stage: Artifact, entry: Mapping[str, Any]) -> Iterator[Problem]:
     mend = f"it was changed after the run; remove {stage.path} and run the same command again"
     if stage.digest != entry["digest"]:
         yield Problem("report", str(stage.path), "its digest is not the one that the report names", mend)
-    for name in _READ.get(stage.stage, _TRAINING if (stage.path / _TRAINING[0]).is_file() else ()):
+    for name in READ.get(stage.stage, _TRAINING if (stage.path / _TRAINING[0]).is_file() else ()):
         if hash_file(stage.file(name)) != stage.manifest["files"][name]:
             yield Problem("report", str(stage.path / name), "its sha256 is not the one in the manifest", mend)

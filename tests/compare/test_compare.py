@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,14 @@ def test_gates_that_stopped_a_handoff_are_read_where_it_left_them(tmp_path: Path
     gate = {"name": "gain_above", "value": -0.1, "limit": 0.0, "status": "fail"}
     (papers / "report.json").write_text(json.dumps({"gates": [gate], "lineage": [{"digest": "score-1-digest"}]}))
     assert read(str(work)).gates == {"gain_above": {"status": "fail", "value": -0.1, "limit": 0.0}}
+    for key, age in (("1", 2), ("8", 3), ("95", 1)):  # of several attempts the newest, whatever it is called
+        again = work / f"handoff-{key}.partial" / "report" / "report.json"
+        again.parent.mkdir(parents=True)
+        gates = [{**gate, "value": float(age)}]
+        again.write_text(json.dumps({"gates": gates, "lineage": [{"digest": "score-1-digest"}]}))
+        os.utime(again, ns=(age, age))
+    os.utime(papers / "report.json", ns=(0, 0))
+    assert read(str(work)).gates["gain_above"]["value"] == 3.0
 
 
 def test_the_terminal_shows_every_part_and_no_control_character(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`finetune report`: the same bytes from the same stored rows, and nothing from rows that were changed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -76,3 +77,26 @@ def test_the_report_that_a_gate_left_behind_is_found(work: Path) -> None:
     left.parent.mkdir()
     (work / "bundle").rename(left)
     assert rebuild.again(work)[0] == left
+
+
+def test_the_newest_report_is_taken_be_it_the_bundles_or_that_of_a_later_refusal(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second run that failed its gate was once reported as the pass of the first."""
+    made, link = work / "handoff-1" / "bundle", work / "bundle"
+    made.parent.mkdir()
+    link.rename(made)
+    link.symlink_to("handoff-1/bundle")
+    left = [shutil.copytree(made, work / f"handoff-{key}.partial" / "report") for key in ("2", "3")]
+
+    def newest(*ages: int) -> Path:
+        for path, age in zip((link, *(folder / "report.json" for folder in left)), ages, strict=True):
+            os.utime(path, ns=(age, age), follow_symlinks=False)
+        return rebuild.find(work)
+
+    assert newest(1, 2, 3) == left[1]
+    assert newest(1, 3, 2) == left[0]
+    assert newest(2, 2, 1) == left[0], "of the same instant it is the one that claims less"
+    assert main(["report", str(work)]) == 0
+    assert f"of a bundle that was refused ({left[0] / 'report.json'})" in capsys.readouterr().out
+    assert newest(3, 2, 1) == link, "the first recipe ran once more, and its bundle was published again"
