@@ -31,6 +31,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.size": SIZE,
+    "text.parse_math": False,  # a dollar sign in a title is one, not the start of a formula
     "text.color": INK["ink"],
     "axes.edgecolor": INK["line"],
     "axes.labelcolor": INK["muted"],

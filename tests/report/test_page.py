@@ -245,3 +245,12 @@ def test_a_run_with_little_in_it_still_makes_a_page(visit: Visit) -> None:
     page = visit(report.render(facts))
     assert len(plots(page)) == 2
     assert violations(page) == []
+
+
+def test_a_dollar_in_a_title_is_drawn_as_it_is_and_begins_no_formula() -> None:
+    facts = make_facts()
+    for task, title in zip(facts["tasks"], ("Amount in $ (50% of $ base)", r"Cost $\frac"), strict=True):
+        task["title"] = title
+    drawings = "".join(re.findall(r"<svg.*?</svg>", report.render(facts), flags=re.DOTALL))
+    assert "Amount in $ (50% of $ base)" in drawings
+    assert r"Cost $\frac" in drawings
