@@ -19,8 +19,9 @@ def software() -> dict[str, Any]:
 
     `dirty`: files of the toolkit differ from that commit; both are None where it was installed without a checkout.
     """
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".")
+    ours = _git("ls-files", "--error-unmatch", "finetune/provenance.py") is not None  # not a repository around a venv
+    commit = _git("rev-parse", "HEAD") if ours else None
+    changed = _git("status", "--porcelain", "--", ".") if ours else None
     dirty = None if not commit or changed is None else bool(changed)
     return {
         "code": {"version": version_of("finetune-toolkit"), "commit": commit or None, "dirty": dirty},

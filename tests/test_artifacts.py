@@ -1,6 +1,7 @@
 """A stage is either finished and whole, or not there."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -246,3 +247,31 @@ def test_a_note_that_another_hand_wrote_is_no_reason_to_believe_it(weights: Arti
     before = bytes_read()
     assert artifacts.checked(weights, ["weights"]) == weights.manifest["files"]
     assert bytes_read() - before > BIG
+
+
+def test_a_repository_that_only_surrounds_the_package_is_not_recorded_as_its_code(tmp_path: Path) -> None:
+    """Installed into a virtual environment inside somebody's own repository, whose commit says nothing of this code."""
+    copy = tmp_path / ".venv" / "finetune" / "provenance.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copyfile(provenance.__file__, copy)
+    (tmp_path / ".gitignore").write_text(".venv\n")
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.com", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def code() -> dict:
+        spec = importlib.util.spec_from_file_location("copied", copy)
+        assert spec is not None
+        assert spec.loader is not None
+        copied = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(copied)
+        return copied.software()["code"]
+
+    git("init", "-q")
+    git("add", ".gitignore")
+    git("commit", "-q", "-m", "theirs")
+    assert (code()["commit"], code()["dirty"]) == (None, None)
+    git("add", "-f", ".venv")
+    git("commit", "-q", "-m", "now it is in there")
+    assert (code()["commit"], code()["dirty"]) == (git("rev-parse", "HEAD"), False)
