@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 SIGNATURE = "model.sig"
-_UNFINISHED = f".{SIGNATURE}.writing"
+UNFINISHED = f".{SIGNATURE}.writing"
 PRIVATE, PUBLIC = "signing.key", "signing.pub"
 _CURVES, _KEYGEN = ("secp256r1", "secp384r1", "secp521r1"), "make one with `finetune keygen FOLDER`"
 _DEMO = "Demo key: made by a demonstration, its private half was protected by nobody. It proves no origin."
@@ -103,8 +103,8 @@ def sign(directory: Path, private_key: Path, *, known: Mapping[str, str] | None 
     if links := [str(path) for path in directory.rglob("*") if path.is_symlink()]:
         rule = "a link is not signed, since no reader follows it"
         raise RecipeError.one(str(directory), links[:3], rule, "put the file itself there")
-    (directory / _UNFINISHED).unlink(missing_ok=True)  # of a killed attempt: listed, it would be missed for ever
-    digests = {name: (known or {}).get(name) or _hash(directory / name) for name in _names(directory)}
+    (directory / UNFINISHED).unlink(missing_ok=True)  # of a killed attempt: listed, it would be missed for ever
+    digests = {name: (known or {}).get(name) or _hash(directory / name) for name in names(directory)}
     statement = {
         "_type": _STATEMENT,
         "subject": [{"name": directory.resolve().name, "digest": {"sha256": _root(list(digests.values()))}}],
@@ -130,7 +130,7 @@ def sign(directory: Path, private_key: Path, *, known: Mapping[str, str] | None 
         },
     }
     file = directory / SIGNATURE
-    fresh = directory / _UNFINISHED
+    fresh = directory / UNFINISHED
     fresh.write_text(_canonical(content), encoding="utf-8")
     fresh.chmod(0o644)
     fresh.replace(file)
@@ -139,7 +139,7 @@ def sign(directory: Path, private_key: Path, *, known: Mapping[str, str] | None 
 
 def signed_with(directory: Path, private_key: Path) -> bool:
     """Whether `model.sig` is there, nothing is half written, and this key made it. No file is hashed."""
-    if (directory / _UNFINISHED).exists():
+    if (directory / UNFINISHED).exists():
         return False
     try:
         envelope, hint = _read(directory / SIGNATURE)
@@ -243,7 +243,7 @@ def _listed(statement: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
 
 
 def _compare(directory: Path, listed: Mapping[str, str], digests: Mapping[str, str]) -> list[Finding]:
-    present = set(_names(directory))
+    present = set(names(directory))
     findings = [
         finding("signature-unlisted", directory / name, None, "not among the signed files: it came after the signature",
                 "remove it")
@@ -292,7 +292,7 @@ def load_private(file: Path) -> "EllipticCurvePrivateKey":
     return key
 
 
-def _names(directory: Path) -> list[str]:
+def names(directory: Path) -> list[str]:
     """Every file but the signature, by its path below `directory`, sorted as the format asks."""
     return sorted(
         path.relative_to(directory).as_posix() for path in directory.rglob("*")

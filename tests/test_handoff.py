@@ -124,7 +124,8 @@ def hand_over(
         folder = out.with_name(out.name + "-scores")
         shutil.copytree(stages["scores"].path, folder)
         (folder / "scores.json").write_text(json.dumps(scores_of(made.recipe.main_task, low=low)))
-        stages["scores"] = Artifact(folder, stages["scores"].manifest)
+        files = {**stages["scores"].manifest["files"], "scores.json": hash_file(folder / "scores.json")}
+        stages["scores"] = Artifact(folder, {**stages["scores"].manifest, "files": files})
     recipe = made.recipe.model_copy(update=changes)
     facts = {**made.facts, **(run_facts or {}), "config": recipe.model_dump(mode="json")}
     live = {"run_facts": facts, "machine": recipe.machine, "say": quiet}

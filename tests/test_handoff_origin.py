@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cyclonedx.schema import SchemaVersion
@@ -27,7 +28,6 @@ def finished(folder: Path) -> Artifact:
     return Artifact(folder, {"stage": "handoff", "files": files})
 
 
-# --- who made each stage ---------------------------------------------------------------------------------------------
 # --- whose latency counts ---------------------------------------------------------------------------------------------
 
 
@@ -56,6 +56,7 @@ def test_a_latency_counts_only_where_the_checkpoints_own_weights_were_served(mad
             assert (said in text) if said else ("limit" in text and "It was measured" not in text)
 
 
+# --- who made each stage ---------------------------------------------------------------------------------------------
 
 
 def test_each_stage_is_said_to_come_from_its_own_commit_versions_and_machine(made, tmp_path):  # noqa: F811
@@ -158,6 +159,70 @@ def test_a_checkpoint_that_changed_after_merging_gets_into_no_bundle(made, tmp_p
     flip(checkpoint.path / "model/model.safetensors")
     with pytest.raises(RecipeError, match="its bytes are not those that merge wrote"):
         placed.place_model(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "name"),
+    [("checkpoint", "model/config.json"), ("checkpoint", "model/tokenizer.json"), ("checkpoint", "merge.json"),
+     ("adapter", "adapter_model.safetensors"), ("adapter", "adapter_config.json"), ("proof", "parity.json"),
+     ("scores", "scores.json")],
+)  # fmt: skip
+def test_one_byte_changed_after_its_stage_is_refused_by_name(made, tmp_path, made_by, name):  # noqa: F811
+    source = made.stages[made_by]
+    changed = Artifact(Path(shutil.copytree(source.path, tmp_path / made_by)), source.manifest)
+    flip(changed.path / name)
+    others = SimpleNamespace(**{**vars(made), "stages": {**made.stages, made_by: changed}})
+    with pytest.raises(RecipeError, match=f"{changed.path / name}: its bytes are not those that {source.stage} wrote"):
+        hand_over(others, tmp_path / "out")
+    assert not (tmp_path / "out/bundle").exists()
+
+
+def test_weights_that_changed_while_they_answered_are_in_no_checksums_nor_are_their_answers_kept(
+    made, tmp_path, monkeypatch  # noqa: F811
+):
+    source = made.stages["checkpoint"]
+    own = Artifact(Path(shutil.copytree(source.path, tmp_path / "merged")), source.manifest)
+    write = stage.golden.write
+
+    def then_changed(*given, **named):
+        answers = write(*given, **named)
+        flip(own.path / "model/model.safetensors")
+        return answers
+
+    monkeypatch.setattr(stage.golden, "write", then_changed)
+    others = SimpleNamespace(**{**vars(made), "stages": {**made.stages, "checkpoint": own}})
+    with pytest.raises(RecipeError, match=r"model/model\.safetensors: it changed while the bundle was made"):
+        hand_over(others, tmp_path / "out")
+    assert not (tmp_path / "out/bundle/SHA256SUMS").exists()
+    assert not list((tmp_path / "out").glob(".golden*"))
+
+
+def test_a_copy_that_changed_in_the_bundle_is_refused_and_what_merge_did_not_write_stays_out(made, tmp_path):  # noqa: F811
+    source = made.stages["checkpoint"]
+    own = Artifact(Path(shutil.copytree(source.path, tmp_path / "merged")), source.manifest)
+    (own.path / "model/notes.txt").write_text("x")
+    target = tmp_path / "out/bundle"
+    target.mkdir(parents=True)
+    known = placed.place_model(own, target)
+    assert not (target / "model/notes.txt").exists()
+    flip(target / "model/config.json")
+    with pytest.raises(RecipeError, match=r"model/config\.json: it changed while the bundle was made"):
+        placed.finish(target, known)
+
+
+def test_a_file_that_nobody_wrote_is_not_signed_but_named(bundle, tmp_path):  # noqa: F811
+    work = tmp_path / "work"
+    shutil.copytree(bundle, work / "handoff-one/bundle")
+    handed = finished(work / "handoff-one")
+    private, _ = signing.keygen(tmp_path / "keys")
+    stranger = handed.path / "bundle/model/notes.txt"
+    stranger.write_text("x")
+    with pytest.raises(RecipeError, match=r"model/notes\.txt: handoff did not write it"):
+        hand_out(handed, work, str(private))
+    assert not (handed.path / "bundle/model.sig").exists()
+    stranger.unlink()
+    (handed.path / "bundle" / signing.UNFINISHED).write_text("of a killed attempt")
+    assert (hand_out(handed, work, str(private)) / "model.sig").is_file()
 
 
 def test_weights_that_cannot_be_linked_are_copied_and_hashed(made, tmp_path, monkeypatch, read):  # noqa: F811

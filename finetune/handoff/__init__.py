@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from finetune.artifacts import Artifact, Stage, read, remember, write_whole
+from finetune.artifacts import Artifact, Stage, checked, read, remember, write_whole
 from finetune.config.data import Prepare, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Alerts, Gates, Privacy, Score
 from finetune.config.machine import Machine
@@ -88,6 +88,10 @@ def run(
     settings = Config.model_validate(config)
     golden.clear_but_kept(out)
     adapters = [read(Path(path)) for path in run_facts.get("adapters", {}).values()] or [adapter]
+    for read_by_report in (prepared, scores, proof, *([exported] if exported else [])):
+        checked(read_by_report, rebuild.READ[read_by_report.stage])
+    for whole in (*adapters, adapter, checkpoint):
+        checked(whole, whole.manifest["files"])
     stages = [read(Path(path)) for path in run_facts.get("stages", {}).values()] or [
         prepared, *adapters, scores, checkpoint, proof, *([exported] if exported else [])
     ]  # fmt: skip
@@ -99,12 +103,12 @@ def run(
         stages=stages, exported=exported, command=report.command_line(resolved, run_facts.get("words") or ()),
         environment=environment, documents=documents["files"], latency=settings.latency,
     )  # fmt: skip
+    if why := facts.get("latency", {}).get("not_counted"):
+        say(f"handoff: gates.latency_p95_max is not measured: score.latency_file is of {why.replace('_', ' ')}")
     quantised = facts.get("export", {})
     for scheme, found in quantised.items():
         if found["vetoed"] is not None:
             say(f"handoff: {scheme} is vetoed: {found['vetoed']}")
-    if why := facts.get("latency", {}).get("not_counted"):
-        say(f"handoff: gates.latency_p95_max is not measured: score.latency_file is of {why.replace('_', ' ')}")
     papers = out / "report"
     papers.mkdir()
     rebuild.write(papers, facts)
@@ -117,7 +121,7 @@ def run(
     for scheme in siblings:
         assert exported is not None
         known |= placed.place_quantised(exported, scheme, bundle)
-    placed.place_adapter(adapter, settings.model, bundle)
+    known |= placed.place_adapter(adapter, settings.model, bundle)
     root = Path(documents["root"]) if documents["root"] else None
     licences = placed.place_licences(base, settings, root, bundle)
     asked = golden.write(
@@ -141,7 +145,11 @@ def run(
     previous = run_facts.get("previous")
     write_whole(bundle / "ROLLBACK.md", rollback.render(bundle, Path(previous) if previous else None))
     standalone.write(bundle)
-    sums = placed.finish(bundle, known)
+    try:
+        sums = placed.finish(bundle, known)
+    except RecipeError:
+        golden.forget(out)  # the weights may have been others when they answered
+        raise
     remember(out, {f"bundle/{name}": digest for name, digest in sums.items()})
     problems = verify(bundle, say=lambda _: None)  # what it says of the signature holds only before it is signed
     if problems:

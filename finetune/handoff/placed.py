@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.artifacts import Artifact, checked, hash_file, write_whole
+from finetune.artifacts import Artifact, checked, hash_file, remember, remembered, write_whole
 from finetune.config.model import Model
+from finetune.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from finetune.handoff import Config
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TEXTS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
 
 def place_model(checkpoint: Artifact, bundle: Path) -> dict[str, str]:
-    """`model/`: weights hard-linked, the rest copied. Returns the hashes that are known: bundle path -> sha256."""
+    """`model/`: weights hard-linked, the rest copied. Returns what each has to be: bundle path -> sha256.
+
+    Raises RecipeError where a file of the checkpoint is not the one that MERGE wrote; what it did not write stays out.
+    """
     return _place(checkpoint, "model", bundle / "model")
 
 
@@ -25,14 +30,15 @@ def place_quantised(exported: Artifact, scheme: str, bundle: Path) -> dict[str, 
     return _place(exported, scheme, bundle / f"model-{scheme}")
 
 
-def place_adapter(adapter: Artifact, model: Model, bundle: Path) -> None:
+def place_adapter(adapter: Artifact, model: Model, bundle: Path) -> dict[str, str]:
     """`adapter/` as a server loads it beside its base: named by hub id and commit, without a path of this machine."""
     folder = bundle / "adapter"
     folder.mkdir()
-    _link(adapter.file("adapter_model.safetensors"), folder / "adapter_model.safetensors")
-    config = json.loads(adapter.file("adapter_config.json").read_text(encoding="utf-8"))
+    known = _take(adapter, {WEIGHTS: folder / WEIGHTS}, bundle)
+    config = json.loads(adapter.file(CONFIG).read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": model.name, "revision": model.revision, "inference_mode": True}
-    write_whole(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return known
 
 
 def place_licences(base: Artifact, settings: "Config", documents: Path | None, bundle: Path) -> dict[str, list[str]]:
@@ -65,12 +71,21 @@ def place_licences(base: Artifact, settings: "Config", documents: Path | None, b
 
 
 def finish(bundle: Path, known: Mapping[str, str]) -> dict[str, str]:
-    """Modes for any reader (scripts may be run), then SHA256SUMS over everything else, whose content is returned."""
+    """Modes for any reader (scripts may be run), then SHA256SUMS over everything else, whose content is returned.
+
+    Raises RecipeError where a file is not what `known` says of it. Linked weights that nobody touched are not read.
+    """
     for path in bundle.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.suffix in (".sh", ".pyz") else 0o644)
     bundle.chmod(0o755)
     names = sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file())
-    sums = {name: known.get(name) or hash_file(bundle / name) for name in names}
+    untouched = remembered(bundle.parent)
+    sums = {name: untouched.get(f"{bundle.name}/{name}") or hash_file(bundle / name) for name in names}
+    if changed := [name for name, digest in known.items() if sums.get(name) != digest]:
+        raise RecipeError(
+            Problem(str(bundle / name), None, "it changed while the bundle was made", "run the same command again")
+            for name in changed
+        )
     write_whole(bundle / "SHA256SUMS", "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     (bundle / "SHA256SUMS").chmod(0o644)
     return sums
@@ -78,13 +93,25 @@ def finish(bundle: Path, known: Mapping[str, str]) -> dict[str, str]:
 
 def _place(made: Artifact, folder: str, target: Path) -> dict[str, str]:
     target.mkdir()
-    linked = []
-    for path in sorted(made.file(folder).iterdir()):
+    names = [name for name in made.manifest["files"] if name.startswith(f"{folder}/")]
+    return _take(made, {name: target / Path(name).name for name in names}, target.parent)
+
+
+def _take(made: Artifact, targets: Mapping[str, Path], bundle: Path) -> dict[str, str]:
+    """Put files of a finished stage where `targets` says, and hold them against its manifest."""
+    files, known = made.manifest["files"], {}
+    for name, target in targets.items():
+        path = made.path / name
+        if not path.is_file():
+            continue  # told below
+        known[str(target.relative_to(bundle))] = files[name]
         if path.suffix != ".safetensors":
-            shutil.copyfile(path, target / path.name)
-        elif _link(path, target / path.name):
-            linked.append(f"{folder}/{path.name}")
-    return {f"{target.name}/{Path(name).name}": digest for name, digest in checked(made, linked).items()}
+            shutil.copyfile(path, target)
+        elif _link(path, target):
+            # Before it is checked: whoever touches it after that differs from what is noted.
+            remember(bundle.parent, {str(target.relative_to(bundle.parent)): files[name]})
+    checked(made, targets)
+    return known
 
 
 def _link(source: Path, target: Path) -> bool:
