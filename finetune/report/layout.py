@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from finetune.report import figures
 from finetune.report.samples import OUTCOMES
-from finetune.report.strings import words
+from finetune.report.strings import translated, words
 from finetune.report.verdict import CLASSIC, metric_name
 
 TRAINING = ("cpt", "sft", "dpo")
@@ -60,6 +60,7 @@ def environment(facts: Mapping[str, Any]) -> Environment:
     made.filters["parity_value"] = lambda value, name: figures.parity(name, value)
     made.filters["svg"] = Markup
     made.filters["why"] = lambda reason: t["data"]["why"].get(reason, reason)
+    made.filters["told"] = lambda sentence: translated(sentence, facts["language"])
     made.filters["stage_name"] = lambda name: t["stage"].get(name, name)
     made.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     made.globals.update(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.report.strings import words
+from finetune.report.strings import translated, words
 
 _RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -62,7 +62,8 @@ def without_words(text: str, facts: dict[str, Any]) -> str:
     """The text without what is quoted from the facts as it is (names, versions, hashes) and without the report's own
     words: what is left of digits is numbers that were measured."""
     fixed = ["sha256", *(part for leaf in strings(words(facts["language"])) for part in _PLACEHOLDER.split(leaf))]
-    quoted = strings({name: value for name, value in facts.items() if name not in ("samples", "config")})
+    written = set(strings({name: value for name, value in facts.items() if name not in ("samples", "config")}))
+    quoted = written | {translated(text, facts["language"]) for text in written}
     hashes = [digest[:8] for entry in facts["lineage"] for digest in entry["inputs"].values()]
     for part in sorted({*fixed, *quoted, *hashes}, key=len, reverse=True):
         # A lone digit in a text is no reason to strike it out everywhere.

@@ -1,6 +1,8 @@
 """What report.json says, and how the sentence on top follows from it."""
 
 import json
+import math
+import re
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +13,12 @@ import yaml
 
 from finetune import artifacts
 from finetune.artifacts import MANIFEST, Artifact, Stage
+from finetune.config.evaluation import Gates
+from finetune.gates import vetoes
 from finetune.report import facts as collecting
 from finetune.report import figures, samples, verdict
-from finetune.report.strings import LANGUAGES
+from finetune.report.strings import LANGUAGES, translated
+from finetune.spikes import WINDOW, spike_in
 from tests.report.synthetic_facts import make_facts
 
 
@@ -39,6 +44,25 @@ def test_both_languages_say_the_same_things_about_the_same_values() -> None:
             assert placeholders(text) == placeholders(chinese[key]), key
         else:
             assert len(text) == len(chinese[key]), key
+
+
+def test_what_stages_and_gates_wrote_in_english_is_said_in_the_language_of_the_report() -> None:
+    """The Chinese page said its spikes and vetoes in English."""
+    steps = [{"loss": 1.0, "grad_norm": 1.0}] * WINDOW
+    sentences = [spike_in([*steps, {"loss": 1.0, "grad_norm": 1.0, name: 7.25}]) for name in ("loss", "grad_norm")]
+    limits = Gates(export_loss_max=0.01, export_kl_mean_max=0.1)
+    for loss, kl in ((math.nan, 0.0), (0.0625, 0.0), (0.0, math.nan), (0.0, 0.5)):
+        scored = {"loss": loss, "tuned": 0.5, "quantised": 0.4375}
+        sentences.append(vetoes(limits, {"int4": {"tasks": {"title": scored}, "kl_mean": kl}})["int4"])
+    assert len({sentence for sentence in sentences if sentence}) == 6
+    for sentence in sentences:
+        assert sentence is not None
+        assert translated(sentence, "en") == sentence
+        chinese = translated(sentence, "zh")
+        assert not re.search(r"[a-z]+ [a-z]+", chinese), chinese
+        digits = re.compile(r"\d+(?:\.\d+)?")
+        assert sorted(digits.findall(chinese)) == sorted(digits.findall(sentence))
+    assert translated("something new", "zh") == "something new"
 
 
 @pytest.mark.parametrize(
