@@ -134,6 +134,15 @@ def test_what_is_trained_on_something_else_is_another_run(tmp_path: Path) -> Non
     assert [step for step, _ in logged(tmp_path)] == [1, 1, 1]
 
 
+def test_launches_within_one_second_are_one_run(tmp_path: Path) -> None:
+    """W&B then calls the second folder `...-1`: what it had told was not known, and told again."""
+    folders = [tmp_path / f"offline-run-20261122_{name}" for name in ("092504-ab", "092504-ab-1", "092505-ab")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "run-ab.wandb").touch()
+    assert files_of(tmp_path, "ab") == [folder / "run-ab.wandb" for folder in folders]
+
+
 def test_a_torn_file_of_the_tracker_gives_what_is_whole_in_it(tmp_path: Path) -> None:
     with Tracker.open(recipe(tmp_path, "offline"), tmp_path, "d", say=pytest.fail) as tracker:
         for step in range(1, 6):

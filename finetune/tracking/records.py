@@ -63,8 +63,8 @@ def decode(files: Iterable[Path]) -> Decoded:
 
 
 def files_of(folder: Path, run_id: str) -> list[Path]:
-    """The .wandb files of one run in W&B's `folder`, oldest first: their folders are named by date."""
-    return sorted(folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb"))
+    """The .wandb files of one run in W&B's `folder`, oldest first: named by date, and `-1` within the same second."""
+    return sorted(folder.glob(f"*run-*-{run_id}*/run-{run_id}.wandb"))
 
 
 def read_records(file: Path) -> Iterator[bytes]:
