@@ -65,7 +65,8 @@ CASES = {
     "answer twice": ({"tasks.fields.answer": "{action}"}, "tasks.fields", None, "one of the two", "answer_json"),
     "no answer": ({"tasks.place.answer": None}, "tasks.place", None, "one of the two", "keep tasks.place.answer"),
     "json metric on text": (
-        {"tasks.place.metric": "json_exact"}, "tasks.place.metric", "json_exact", "looks at answer_json", "give tasks.place.answer_json",
+        {"tasks.place.metric": "json_exact"}, "tasks.place.metric", "json_exact", "looks at answer_json",
+        "give tasks.place.answer_json",
     ),
     "single brace": (
         {"tasks.place.prompt": "Order {text"}, "tasks.place.prompt", "Order {text", "single brace", "double a brace",
