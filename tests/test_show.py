@@ -20,7 +20,8 @@ from finetune.cli import main
 from finetune.config import Recipe, load
 from finetune.corpus.records import Preference
 from finetune.errors import RecipeError
-from tests.report.test_page import QUIET, violations
+from tests.report.conftest import QUIET
+from tests.report.looking import violations
 
 REASONING = 'tasks.term.reasoning="It is a kind of {broader}."'
 
