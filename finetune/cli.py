@@ -28,8 +28,10 @@ EPILOG = """examples:
 the main job over several GPUs: accelerate launch finetune/train.py recipe=legal"""
 
 
+_CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `finetune plan ... | head` is no error
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:  # argparse gives up on key=value words that follow an option such as --config-dir
@@ -37,10 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.words += rest
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # `finetune plan ... | head` has seen enough. Asked of the output alone: with SIGPIPE's default a server that
+        # hangs up would end the process as well, without a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -131,6 +131,17 @@ def test_verify_of_a_folder_that_is_no_checkpoint_is_an_answer(tmp_path: Path) -
     assert "Traceback" not in result.stderr
 
 
+def test_a_reader_who_closes_the_pipe_has_seen_enough_and_a_server_that_hangs_up_ends_nothing() -> None:
+    """With SIGPIPE's default action `finetune score http://...` ended in silence when a server closed its connection."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = "import signal, sys; from finetune.cli import main; code = main(['config', 'recipe=legal']);"
+    words += "assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_help_names_every_subcommand() -> None:
     result = run("-m", "finetune.cli", "--help")
     assert result.returncode == 0
