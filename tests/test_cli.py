@@ -132,7 +132,7 @@ def test_verify_of_a_folder_that_is_no_checkpoint_is_an_answer(tmp_path: Path) -
 
 
 def test_a_reader_who_closes_the_pipe_has_seen_enough_and_a_server_that_hangs_up_ends_nothing() -> None:
-    """With SIGPIPE's default action `finetune score http://...` ended in silence when a server closed its connection."""
+    """With SIGPIPE's default action `finetune score http://...` ended in silence when a server hung up."""
     reader, writer = os.pipe()
     os.close(reader)
     words = "import signal, sys; from finetune.cli import main; code = main(['config', 'recipe=legal']);"
