@@ -99,7 +99,7 @@ class _LogProbs(torch.autograd.Function):
             if slopes is not None:
                 mean = (logits @ weight).float() / total[:, None]
                 slopes[part] = (weight[target[part]].float() - mean).to(slopes.dtype)
-            del logits  # or the next tile is made beside this one: 78 MB at Qwen3's vocabulary
+            del logits, tile, wide  # views too, or the next tile is made beside this one: 78 MB at Qwen3's vocabulary
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return scores
