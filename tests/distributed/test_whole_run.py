@@ -60,7 +60,7 @@ def test_two_processes_under_zero3_stopped_and_started_again_go_from_documents_t
     adapter = next(work.glob("dpo-*/manifest.json"))
     steps = json.loads(adapter.read_text())["facts"]["steps"]
     assert (work / "bundle" / "SHA256SUMS").exists()
-    lines = logged(work)
+    lines = [line for line in logged(work) if "score/samples" not in line[1]]
     assert [step for step, _ in lines] == list(range(1, STEPS + steps + 1)), "one W&B run, every step once"
     assert len({file.name for file in work.rglob("*.wandb")}) == 1
     assert all(("sft/loss" if step <= STEPS else "dpo/loss") in numbers for step, numbers in lines)
