@@ -81,6 +81,8 @@ def test_the_project_declares_what_it_imports_and_imports_what_it_declares() -> 
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+                imported |= {word.value.split(".")[0] for word in node.args if isinstance(word, ast.Constant)}
     assert {module_of.get(name, name) for name in names} == imported - sys.stdlib_module_names - {"finetune"}
 
 

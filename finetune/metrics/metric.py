@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.config.section import Section
 
@@ -157,12 +156,11 @@ def read_options(name: str, given: Any) -> Section:
         raise ValidationError.from_exception_data(name, [_named(name, item) for item in error.errors()]) from error
 
 
-def _named(name: str, item: Any) -> InitErrorDetails:
+def _named(name: str, item: Any) -> Any:
     message, value = item["msg"].removeprefix("Value error, "), item["input"]
     known = ", ".join(METRICS[name].options.model_fields)
     if item["type"] == "extra_forbidden":
         message = f"is not an option of {name}, which has {known or 'none'}"
     elif item["type"] == "missing":
         message, value = f"must be given for {name}", None
-    plain = message.replace("{", "(").replace("}", ")")  # braces would be pydantic's placeholders
-    return InitErrorDetails(type=PydanticCustomError("metric_option", plain), loc=item["loc"], input=value)
+    return {"type": "value_error", "loc": item["loc"], "input": value, "ctx": {"error": ValueError(message)}}
