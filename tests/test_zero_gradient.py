@@ -93,10 +93,26 @@ def count_labels(prepared: Artifact, rows: list[int]) -> int:
 
 
 def next_is_trained(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Positions whose next token has a label, in the layout of `hidden`: rows, or all rows flat without padding."""
+    """Positions whose next token has a label, in the layout of `hidden`: rows, or all rows flat without padding.
+
+    What all rows begin with stands in the flat layout once, in the first: then the others lack as much.
+    """
     marked = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"].bool()
     found = torch.nn.functional.pad(marked[:, 1:], (0, 1))
-    return found if hidden.shape[:2] == found.shape else found[batch["attention_mask"].bool()][None]
+    if hidden.shape[:2] == found.shape:
+        return found
+    if "attention_mask" in batch:
+        found = found[batch["attention_mask"].bool()][None]
+        begins = batch["attention_mask"].sum(1).cumsum(0)[:-1].tolist()
+    else:
+        begins = batch["cu_seq_lens_q"][1:-1].tolist()
+    shared, rest = divmod(found.shape[1] - hidden.shape[1], len(begins))
+    assert rest == 0
+    once = torch.ones_like(found)
+    for begin in begins:
+        once[:, begin : begin + shared] = False
+    assert not found[~once].any(), "what is read once trains nothing"
+    return found[once][None]
 
 
 def predicts_an_answer(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
