@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16")
 COUNT = 8
 MOST_TOKENS = 16
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Largest difference of one log-prob that another implementation may show, in nats. Measured between vLLM 0.32 on CPU
-and transformers 5.23: below 1e-4 in float32; in bfloat16 up to 0.05, and 0.22 on a model with absurdly large logits."""
+and transformers 5.23: below 1e-4 in float32; in bfloat16 up to 0.27 (legal demo, where the model is unsure),
+and a step of bfloat16 is 0.125 at logits of 16 to 32."""
 _BATCH_TOKENS = 4096
 _FILE = ".golden.json"
 _INVENTED = {"en": "invented {name} no. {number}, found in no record", "zh": "虚构的{name}第{number}号,不在任何记录中"}
