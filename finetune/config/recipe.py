@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune.config.data import Prepare, ReadyPreferences, Replay, Source, Task, TextUse
+from finetune.config.data import ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Gates, Handoff, Privacy, Score, Tracking
 from finetune.config.export import Quantise, Scheme
 from finetune.config.machine import Machine
 from finetune.config.model import Model
+from finetune.config.prepare import Prepare
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Dpo, Method, Sft
 from finetune.errors import RecipeError
@@ -82,7 +83,9 @@ class Recipe(Section):
             float(found["answer_s"]["p95"] or 0)  # null: too many requests were lost
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError.one(
-                "score.latency_file", self.score.latency_file, f"no latency.json can be read there ({error!r})",
+                "score.latency_file",
+                self.score.latency_file,
+                f"no latency.json can be read there ({error!r})",
                 "make one: finetune score work/.../bundle recipe=... --vllm --latency; or score.latency_file=null",
             ) from error
         return dict(found)

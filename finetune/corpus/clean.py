@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import ftfy
 
-from finetune.config.data import Filters
+from finetune.config.prepare import Filters
 from finetune.corpus.conversations import texts_in, with_texts
 from finetune.corpus.tables import Row
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from finetune.chat import ChatFormat
-from finetune.config.data import Prepare, ReadyPreferences, Replay, Source, Task, TextUse
+from finetune.config.data import ReadyPreferences, Replay, Source, Task, TextUse
+from finetune.config.prepare import Prepare
 from finetune.config.section import Section
 from finetune.corpus.build import Example, Item
 from finetune.corpus.ledger import Ledger

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from finetune.config.data import Split
+from finetune.config.prepare import Split
 from finetune.corpus.dedup import normalise
 
 Side = Literal["train", "valid", "test"]

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from finetune.artifacts import Artifact, Stage, checked, read, remember, write_whole
-from finetune.config.data import Prepare, Replay, Source, Task, TextUse
+from finetune.config.data import Replay, Source, Task, TextUse
 from finetune.config.evaluation import Alerts, Gates, Privacy, Score
 from finetune.config.machine import Machine
 from finetune.config.model import Model
+from finetune.config.prepare import Prepare
 from finetune.config.recipe import TrainingStage, without_places
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Dpo, Method, Sft

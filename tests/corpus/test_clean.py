@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.config.data import Filters
+from finetune.config.prepare import Filters
 from finetune.corpus.build import fill
 from finetune.corpus.clean import filter_reason, repair_text
 from finetune.corpus.ledger import Ledger, Reject

@@ -7,7 +7,7 @@ import pytest
 from corpus.conftest import orders
 
 from finetune.artifacts import Artifact
-from finetune.config.data import Split
+from finetune.config.prepare import Split
 from finetune.corpus.split import side_of
 from finetune.errors import RecipeError
 

@@ -8,7 +8,8 @@ import pytest
 
 from finetune.artifacts import hash_file
 from finetune.chat import IGNORED, ChatFormat
-from finetune.config.data import Source, Split
+from finetune.config.data import Source
+from finetune.config.prepare import Split
 from finetune.corpus.read import find_documents
 from finetune.corpus.records import Chat
 from finetune.corpus.split import side_of

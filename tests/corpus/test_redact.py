@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.config.data import Redact
+from finetune.config.prepare import Redact
 from finetune.corpus.redact import (
     cn_id_holds,
     find_personal,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.config.data import Split
+from finetune.config.prepare import Split
 from finetune.corpus.split import EvaluationIndex, choose, ngrams, side_of, words
 
 PASSAGE = (
