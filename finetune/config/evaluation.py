@@ -51,7 +51,8 @@ class Score(Section):
 
 
 class Gates(Section):
-    """Limits that HANDOFF enforces; null: the gate is not asked for. What was not measured is said and refuses nothing."""
+    """Limits that HANDOFF enforces; null: the gate is not asked for. What was not measured is said and refuses nothing.
+    """
 
     gain_above: float | None = 0.0
     """The lower end of the main task's 95 % interval (tuned - best of base and majority) must exceed this."""
