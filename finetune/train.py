@@ -33,12 +33,10 @@ see also: finetune --help; finetune plan recipe=NAME"""
 
 def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -> Path:
     """PREPARE, training, BASES (4-bit only), MERGE, SCORE, PROOF, EXPORT (if asked), HANDOFF. Returns the bundle."""
-    from finetune import bases, dpo, export, handoff, merge, pairs, proof, sft
+    from finetune import dpo, pairs, sft
     from finetune.base import find_base
     from finetune.corpus import prepare
     from finetune.corpus.read import find_documents
-    from finetune.handoff.publish import newest, publish
-    from finetune.score import stage as score
     from finetune.tracking import Tracker
 
     work = Path(recipe.work)
@@ -84,6 +82,9 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
             leave()
         if not is_first():
             return work / "bundle"
+        from finetune import bases, export, handoff, merge, proof  # not before: the first step would wait for them
+        from finetune.handoff.publish import newest, publish
+        from finetune.score import stage as score
         inputs = {"base": base, "adapter": adapter}
         if recipe.method.bnb is not None:
             inputs["bases"] = child(bases, {"machine": machine}, **inputs, prepared=prepared)

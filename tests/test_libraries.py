@@ -9,13 +9,15 @@ import pytest
 from finetune.libraries import unused
 
 SCRIPT = """
-import gc, json, sys
+import gc, importlib.metadata, json, sys
 from finetune.libraries import leave_out, load
 leave_out({names!r})
+asked, read = [], importlib.metadata.packages_distributions
+importlib.metadata.packages_distributions = lambda: asked.append(1) or read()
 load("trl.trainer.sft_trainer")
 loaded = [n for n in ("bitsandbytes", "deepspeed", "wandb") if sys.modules.get(n)]
 import wandb
-print(json.dumps([gc.isenabled(), gc.get_freeze_count() > 100_000, loaded]))
+print(json.dumps([gc.isenabled(), gc.get_freeze_count() > 100_000, len(asked), loaded]))
 """
 
 
@@ -33,8 +35,8 @@ def test_what_is_left_out_is_not_imported_and_the_collector_is_on_again() -> Non
         command = [sys.executable, "-c", SCRIPT.format(names=names)]
         done = subprocess.run(command, capture_output=True, check=True, text=True)
         found[len(names)] = json.loads(done.stdout.splitlines()[-1])
-    assert found[0] == [True, True, ["bitsandbytes"]]  # else there would be nothing to leave out any more
-    assert found[2] == [True, True, []]
+    assert found[0] == [True, True, 1, ["bitsandbytes"]]  # else there would be nothing to leave out any more
+    assert found[2] == [True, True, 1, []]
 
 
 def test_bitsandbytes_says_nothing_of_a_kernel_that_it_would_fetch() -> None:
