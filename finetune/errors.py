@@ -32,6 +32,10 @@ class RecipeError(Exception):
         assert self.problems, "a RecipeError without a problem says nothing"
         super().__init__(self.render())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From another process it comes with its problems; an exception alone would be made again from its text."""
+        return type(self), (self.problems,)
+
     @classmethod
     def one(cls, path: str, value: Any, rule: str, fix: str) -> "RecipeError":
         return cls([Problem(path, value, rule, fix)])
