@@ -60,8 +60,8 @@ def work_off(
     home = scratch / step
     home.mkdir(parents=True, exist_ok=True)
     folders = [home / _name(index, unit) for index, unit in enumerate(units)]
-    for left in home.glob(".*"):  # what a killed run had begun
-        shutil.rmtree(left)
+    for begun in home.glob(".*"):  # by a run that was killed
+        shutil.rmtree(begun)
     todo = [index for index, folder in enumerate(folders) if not folder.is_dir()]
     if len(todo) < len(units):
         say(f"{step}: {len(units) - len(todo)} of {len(units)} pieces are there from before")
