@@ -12,7 +12,7 @@ from finetune.config.load import suggest
 from finetune.errors import Problem
 from finetune.metrics import METRICS
 
-_TABLES = ("csv", "tsv", "jsonl", "json", "obo")
+_TABLES = ("csv", "tsv", "jsonl", "json", "obo", "parquet")
 
 
 def check_folders(recipe: Recipe) -> Iterator[Problem]:
@@ -143,8 +143,8 @@ def check_prepare(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_cut(path: str, source: Source) -> Iterator[Problem]:
     by, pattern = source.cut.by, source.cut.pattern
-    suffix = Path(source.path or "").suffix.removeprefix(".").lower()
-    kind = source.format if source.format != "auto" else suffix
+    name = (source.path or "").lower().removesuffix(".gz").removesuffix(".zst")
+    kind = source.format if source.format != "auto" else Path(name).suffix.removeprefix(".")
     if by != "document" and kind in _TABLES:
         yield Problem(f"{path}.by", by, f"a {kind} file already is rows: only documents are cut", f"drop {path}")
     if (by == "pattern") != (pattern is not None):

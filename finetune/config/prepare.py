@@ -108,6 +108,8 @@ class Mix(Section):
 
 
 class Prepare(Section):
+    bad_input: Literal["raise", "reject"] = "raise"
+    """What happens to rows and files that cannot be read: stop and say all of it, or list them in the rejects."""
     think_share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Share of thinking examples (supervised turns with reasoning) in training; what is over in one mode is left out,
     drawn by hash and counted. null: as the rows come. Qwen's advice for keeping both modes is about 0.75."""

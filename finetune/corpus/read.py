@@ -35,7 +35,7 @@ from finetune.corpus.streams import (
 from finetune.corpus.tables import Found, Row
 from finetune.errors import Problem, RecipeError
 
-__all__ = ["BadInput", "Piece", "SourceFile", "find_documents", "list_files", "pieces", "rows"]
+__all__ = ["BadInput", "Piece", "SourceFile", "find_documents", "lacking", "list_files", "pieces", "rows"]
 
 PIECE_BYTES = 1 << 24
 """About so many bytes of a file of JSON lines are one piece: 16 MiB."""
@@ -299,7 +299,7 @@ def read_sources(
             found, wrong = read_file(file, source, name)
             read[name] += found
             problems += wrong
-        problems += _missing_columns(name, source, read[name], sorted(set(needed.get(name, ()))))
+        problems += _missing_columns(name, read[name], sorted(set(needed.get(name, ()))))
     if problems:
         raise capped(problems)
     return read
@@ -350,19 +350,25 @@ def _no_reader(file: SourceFile, source_name: str) -> BadInput:
     return bad(file.name, 0, "no reader", "no reader belongs to this file's suffix", fix, suffix or None)
 
 
-def _missing_columns(name: str, source: Source, rows: Sequence[Row], needed: Sequence[str]) -> Iterable[Problem]:
+def lacking(row: Row, needed: Iterable[str], source_name: str) -> BadInput | None:
+    """What is wrong with a row that has not every column that the recipe uses, or None."""
+    column = next((name for name in needed if name not in row), None)
+    if column is None:
+        return None
+    there = sorted(key for key in row if not key.startswith("_"))
+    close = difflib.get_close_matches(column, there, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    rule = f"the recipe uses this column of source {source_name}, and it is not here"
+    fix = f"{hint}the columns are {', '.join(there)}"
+    return bad(row["_file"], int(row["_line"]), "missing column", rule, fix, column)
+
+
+def _missing_columns(name: str, rows: Sequence[Row], needed: Sequence[str]) -> Iterable[Problem]:
     """A column missing in a whole file is one problem; missing in some rows, one for each row."""
     for column in needed:
-        lacking = [row for row in rows if column not in row]
-        by_file = {row["_file"]: row for row in reversed(lacking)}
+        without = [row for row in rows if column not in row]
+        by_file = {row["_file"]: row for row in reversed(without)}
         full = {row["_file"] for row in rows if column in row}
-        for row in by_file.values() if not full else lacking:
-            there = sorted(key for key in row if not key.startswith("_"))
-            close = difflib.get_close_matches(column, there, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            yield Problem(
-                f"{row['_file']}:{row['_line']}",
-                column,
-                f"the recipe uses this column of source {name}, and it is not here",
-                f"{hint}the columns are {', '.join(there)}",
-            )
+        for row in by_file.values() if not full else without:
+            if (wrong := lacking(row, [column], name)) is not None:
+                yield wrong.problem
