@@ -45,6 +45,7 @@ def check(
         *machine.check_batches(recipe),
         *machine.check_layout(recipe),
         *machine.check_sequence(recipe),
+        *machine.check_engine(recipe),
         *machine.check_launcher(recipe, environment),
         *evaluation.check_score(recipe),
         *export.check_export(recipe),
@@ -53,5 +54,6 @@ def check(
     ]
     if here is not None:
         problems += [*machine.check_presence(recipe, here, launched), *export.check_environment(recipe)]
+        problems += evaluation.check_harness(recipe)
         problems += data.check_writable(Path(recipe.work))
     return problems

@@ -140,3 +140,16 @@ def check_presence(recipe: Recipe, here: Here, launched: int | None) -> Iterator
         rule = f"one process sees {len(here.gpus)} GPUs and trains on one"
         start = f"accelerate launch --num_processes {len(here.gpus)} finetune/train.py recipe={recipe.name} ..."
         yield Problem("machine", machine.name, rule, f"CUDA_VISIBLE_DEVICES=0 before the command, or {start}")
+
+
+def check_engine(recipe: Recipe) -> Iterator[Problem]:
+    """PREPARE on a cluster: what Slurm has to be told, and what only Slurm reads."""
+    asked = recipe.machine.prepare
+    for name, example in {"partition": "cpu", "time": "01:00:00"}.items():
+        if asked.engine == "slurm" and getattr(asked, name) is None:
+            path = f"machine.prepare.{name}"
+            yield Problem(path, None, "is what Slurm has to be told", f"{path}={example}")
+    if asked.engine != "slurm":
+        for name in ("partition", "time", "sbatch"):
+            if value := getattr(asked, name):
+                yield Problem(f"machine.prepare.{name}", value, "is for Slurm", "machine.prepare.engine=slurm")

@@ -10,6 +10,22 @@ Positive = Annotated[int, Field(ge=1)]
 Layout = Literal["single", "ddp", "zero3"]
 
 
+class Preparation(Section):
+    """Where PREPARE works off the documents: the same rows come out of each engine, with any number of workers."""
+
+    engine: Literal["local", "datatrove", "slurm"] = "local"
+    """datatrove: its local executor; slurm: its jobs on a cluster, for what outgrows one machine."""
+    workers: Positive | None = None
+    """Pieces at one time; null: one for each core here, on a cluster as many as it starts."""
+    partition: str | None = None
+    time: str | None = None
+    """Slurm's limit for one piece, such as 01:00:00."""
+    memory_gib: Positive = 2
+    """Host memory of each job of a cluster."""
+    sbatch: dict[str, str] = {}
+    """Further words for sbatch, such as {account: law, qos: normal}."""
+
+
 class Machine(Section):
     name: str
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -32,6 +48,7 @@ class Machine(Section):
     tflops: Annotated[float, Field(gt=0)] | None = None
     """Peak dense bf16 TFLOP/s of one device, for the planner."""
     usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    prepare: Preparation = Preparation()
     deepspeed: dict[str, Any] | None = None
     """The one and only DeepSpeed config, handed to TrainingArguments(deepspeed=...)."""
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from finetune.config.machine import Machine, Preparation
 from finetune.errors import Problem, RecipeError
 
 U = TypeVar("U")
@@ -38,6 +39,16 @@ class Engine:
 
     workers: int = 0
     """Processes on this machine; 0 or 1: in the caller's own."""
+    cluster: Preparation | None = None
+    """Another engine than processes of ours."""
+
+    @classmethod
+    def of(cls, machine: Machine) -> "Engine":
+        asked = machine.prepare
+        if asked.engine == "slurm":
+            return cls(asked.workers or 0, asked)
+        workers = asked.workers or len(os.sched_getaffinity(0))
+        return cls(workers, asked if asked.engine == "datatrove" else None)
 
 
 def work_off(
@@ -61,14 +72,21 @@ def work_off(
     home.mkdir(parents=True, exist_ok=True)
     folders = [home / _name(index, unit) for index, unit in enumerate(units)]
     for begun in home.glob(".*"):  # by a run that was killed
-        shutil.rmtree(begun)
+        shutil.rmtree(begun, ignore_errors=True) if begun.is_dir() else begun.unlink()
     todo = [index for index, folder in enumerate(folders) if not folder.is_dir()]
     if len(todo) < len(units):
         say(f"{step}: {len(units) - len(todo)} of {len(units)} pieces are there from before")
+    jobs: dict[int, Callable[[], None]] = {
+        index: partial(_work, function, units[index], folders[index]) for index in todo
+    }
     wrong: dict[int, Sequence[Problem]] = {}
-    jobs = _begun({index: partial(_work, function, units[index], folders[index]) for index in todo}, wrong)
     workers = min(engine.workers, len(todo))
-    ended = _in_processes(jobs, workers, step) if workers > 1 else _here(jobs)
+    if engine.cluster is not None and todo:
+        ended = _elsewhere(step, jobs, folders, home, engine.cluster, workers)
+    elif workers > 1:
+        ended = _in_processes(_begun(jobs, wrong), workers, step)
+    else:
+        ended = _here(_begun(jobs, wrong))
     began = said = time.monotonic()
     for done, (index, error) in enumerate(ended, 1):
         now = time.monotonic()
@@ -95,8 +113,11 @@ def _work(function: Callable[[U, Path], None], unit: U, folder: Path) -> None:
     begun.mkdir()
     try:
         function(unit, begun)
-        if not folder.is_dir():
+        try:
             begun.rename(folder)
+        except OSError:  # a job that Slurm had put back into its queue was first
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(begun, ignore_errors=True)
 
@@ -164,6 +185,22 @@ def _in_processes(jobs: Iterator[Job], workers: int, step: str) -> Iterator[Ende
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _elsewhere(
+    step: str,
+    jobs: dict[int, Callable[[], None]],
+    folders: Sequence[Path],
+    home: Path,
+    asked: Preparation,
+    workers: int,
+) -> Iterator[Ended]:
+    from finetune.corpus.cluster import hand_over
+
+    index_of = {folders[index]: index for index in jobs}
+    called = {folders[index]: job for index, job in jobs.items()}
+    for folder, error in hand_over(step, called, home, asked, workers, ENOUGH):
+        yield index_of[folder], error
 
 
 def _context() -> multiprocessing.context.BaseContext:

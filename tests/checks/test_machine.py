@@ -33,6 +33,13 @@ MACHINES = {
     "PiSSA under ZeRO-3": (
         {"method.lora.init_lora_weights": "pissa"}, "method.lora.init_lora_weights", "init_lora_weights=true",
     ),
+    "Slurm without a partition": (
+        {"machine.prepare.engine": "slurm", "machine.prepare.time": "01:00:00"}, "machine.prepare.partition",
+        "machine.prepare.partition=cpu",
+    ),
+    "a time limit without Slurm": (
+        {"machine.prepare.time": "01:00:00"}, "machine.prepare.time", "machine.prepare.engine=slurm",
+    ),
 }  # fmt: skip
 
 
