@@ -114,9 +114,9 @@ def drop_duplicates(job: Job, items: Items) -> Items:
         for name in items:
             columns = job.content[name]
             texts = [[text for column in columns for text in item.texts(column)] for item in items[name]]
-            items[name] = _without(job, name, items[name], "exact duplicates", texts, dedup.find_exact)
+            items[name] = _without(job, name, items[name], "exact duplicates", texts, _find_exact)
     if settings.near is not None:
-        find_near = partial(dedup.find_near, threshold=settings.near)
+        find_near = partial(_find_near, threshold=settings.near)
         for name in items:
             columns = job.compared[name]
             texts = [[text for column in columns for text in item.read_texts(column)] for item in items[name]]
@@ -130,24 +130,32 @@ def _without(
     found: list[Item],
     step: str,
     read: list[list[str]],
-    find: Callable[[list[str]], list[dedup.Duplicate]],
+    find: Callable[[list[str]], dedup.Found],
 ) -> list[Item]:
     texts = ["\n".join(texts) for texts in read]
-    twins = {twin.dropped: twin for twin in find(texts)}
+    twins = {int(i): (int(kept), float(alike)) for i, kept, alike in zip(*find(texts), strict=True)}
     reason = step.removesuffix("s")
     rejects = [
-        found[i].reject(step, reason, f"similarity {twin.similarity} to {found[twin.kept].id}")
-        for i, twin in twins.items()
+        found[i].reject(step, reason, f"similarity {alike} to {found[stands].id}")
+        for i, (stands, alike) in twins.items()
     ]
     kept = [item for i, item in enumerate(found) if i not in twins]
     job.ledger.record(step, name, len(found), len(kept), rejects)
     if step == "near duplicates":
-        shown = sorted(twins.values(), key=lambda twin: (twin.similarity, twin.dropped))[:3]
+        shown = sorted((alike, i, stands) for i, (stands, alike) in twins.items())[:3]
         job.clusters += [
-            {"source": name, "similarity": twin.similarity, "kept": texts[twin.kept], "dropped": texts[twin.dropped]}
-            for twin in shown
+            {"source": name, "similarity": alike, "kept": texts[stands], "dropped": texts[i]}
+            for alike, i, stands in shown
         ]
     return kept
+
+
+def _find_exact(texts: list[str]) -> dedup.Found:
+    return dedup.find_exact(dedup.keys(texts))
+
+
+def _find_near(texts: list[str], threshold: float) -> dedup.Found:
+    return dedup.find_near(dedup.sketches(texts), threshold, lambda places: [texts[place] for place in places])
 
 
 def _content(job: Job, item: Item) -> list[str]:
