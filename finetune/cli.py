@@ -149,14 +149,18 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
+    from finetune.datasheet import page as datasheet
     from finetune.train import ready
 
-    prepared = _prepared(ready(options.words, options.config_dir, elsewhere=True))
-    print(f"prepared: {prepared.path}\ndatasheet: {prepared.file('datasheet.html')}")
+    recipe = ready(options.words, options.config_dir, elsewhere=True)
+    prepared, documents = _prepared(recipe)
+    page = datasheet.write(Path(recipe.work), prepared, recipe, documents.facts["sources"])
+    print(f"prepared: {prepared.path}\ndatasheet: {page}")
     return 0
 
 
-def _prepared(recipe: "Recipe") -> "Artifact":
+def _prepared(recipe: "Recipe") -> tuple["Artifact", "Artifact"]:
+    """(Prepared, the documents it was made from)."""
     from finetune.artifacts import build, find
     from finetune.base import find_base
     from finetune.corpus import prepare
@@ -165,10 +169,11 @@ def _prepared(recipe: "Recipe") -> "Artifact":
     from finetune.train import identity
 
     config, root = identity(recipe, prepare.Config), Path(recipe.work)
-    inputs = {"base": find_base(recipe.model), "documents": find_documents(recipe.sources, recipe.documents)}
+    documents = find_documents(recipe.sources, recipe.documents)
+    inputs = {"base": find_base(recipe.model), "documents": documents}
     done = find(prepare.STAGE, config, root=root, inputs=inputs) is not None
     with nullcontext() if done else hold(root):  # finished work is read while a run is training beside it
-        return build(prepare.STAGE, config, root=root, inputs=inputs)
+        return build(prepare.STAGE, config, root=root, inputs=inputs), documents
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -182,7 +187,7 @@ def _score(options: argparse.Namespace) -> int:
     if problems := check(recipe):
         raise RecipeError(problems)
     recipe = settle(recipe, here(Path(recipe.work)))  # not held against the plan: nothing is trained
-    return command.run(options, recipe, identity(recipe, stage.Config), _prepared(recipe))
+    return command.run(options, recipe, identity(recipe, stage.Config), _prepared(recipe)[0])
 
 
 def _show(options: argparse.Namespace) -> int:

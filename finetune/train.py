@@ -35,8 +35,6 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
     """PREPARE, training, BASES (4-bit only), MERGE, SCORE, PROOF, EXPORT (if asked), HANDOFF. Returns the bundle."""
     from finetune import dpo, pairs, sft
     from finetune.base import find_base
-    from finetune.corpus import prepare
-    from finetune.corpus.read import find_documents
     from finetune.tracking import Tracker
 
     work = Path(recipe.work)
@@ -51,9 +49,7 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         tracker.follow(made)
         return made
 
-    documents = find_documents(recipe.sources, recipe.documents)
-    inputs = {"base": base, "documents": documents}
-    prepared = build_first(prepare.STAGE, identity(recipe, prepare.Config), root=work, inputs=inputs, say=say)
+    documents, prepared = prepare(recipe, base, say)
     done: dict[str, Artifact] = {"prepare": prepared}
     training: dict[str, tuple[Stage, type[Section]]] = {
         "cpt": (sft.CPT_STAGE, sft.CptConfig),
@@ -106,6 +102,20 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
         }
         bundle = child(handoff, {"run_facts": facts, "machine": machine}, **inputs, scores=scores, proof=parity)
     return publish(bundle, work, recipe.handoff.signing_key)
+
+
+def prepare(recipe: Recipe, base: Artifact, say: Callable[[str], None]) -> tuple[Artifact, Artifact]:
+    """(the documents, Prepared), the datasheet page of it in the work folder."""
+    from finetune.corpus import prepare
+    from finetune.corpus.read import find_documents
+    from finetune.datasheet import page as datasheet
+
+    documents = find_documents(recipe.sources, recipe.documents)
+    inputs, work = {"base": base, "documents": documents}, Path(recipe.work)
+    prepared = build_first(prepare.STAGE, identity(recipe, prepare.Config), root=work, inputs=inputs, say=say)
+    if is_first():
+        say(f"  datasheet: {datasheet.write(work, prepared, recipe, documents.facts['sources'])}")
+    return documents, prepared
 
 
 def without_folders(words: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ LAYERS = [
     {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "deltas",
      "stream", "fourbit", "head", "parity", "quantise", "asked", "exact",
      "arguments", "attention", "fused", "reference", "sequence"},
-    {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff", "report", "serve"},
+    {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff", "report", "datasheet", "serve"},
     {"train", "progress", "show", "compare", "cli"},
 ]
 STAGES = {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff"}

@@ -24,6 +24,7 @@ from finetune.handoff.publish import publish as hand_out
 from finetune.train import identity
 from finetune.verify import verify
 from finetune.verify.bundle import read_sums
+from tests.datasheet.made import collected
 
 OTHERS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline")
 
@@ -76,6 +77,7 @@ def made(tmp_path_factory) -> SimpleNamespace:
         (out / "rejects.jsonl").write_text("")
         ledger = [{"step": "read", "source": "s", "rows_in": 4, "rows_out": 4, "dropped": {}}]
         (out / "ledger.json").write_text(json.dumps(ledger))
+        (out / "datasheet.json").write_text(json.dumps(collected()))
 
     def adapter(out: Path) -> None:
         make_adapter(root / "base", out)
@@ -142,6 +144,7 @@ def test_the_bundle_is_complete_and_gives_no_alarm(bundle):
     assert {path.name for path in bundle.iterdir()} == {
         "model", "adapter", "LICENSES", "report.html", "report.json", "REPORT.md", "README.md", "lineage.json",
         "config.yaml", "serve", "golden.jsonl", "bom.cdx.json", "ROLLBACK.md", "verify.pyz", "SHA256SUMS",
+        "datasheet.html", "datasheet.json",
     }  # fmt: skip
     assert verify(bundle, deep=True, say=quiet) == []
 

@@ -1,4 +1,7 @@
-"""The datasheet: what went in, what each step removed, what came out. One self-contained page and the same as JSON."""
+"""datasheet.json: what went in, what each step removed or changed, what came out. `finetune.datasheet` has the page.
+
+The page is no part of the artifact: its language and `privacy.samples` change no example, and must not train anew.
+"""
 
 import json
 from collections import Counter
@@ -6,21 +9,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from finetune.corpus.ledger import Ledger
 
-_BINS = 24
+_BINS = 32
 _EXAMPLES = 3
+_CHARS = 600
+Samples = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Step -> examples {source, file, line, and before and after, or before and reason}; personal data already replaced."""
 
 
 def write(
-    out: Path, *, facts: Mapping[str, Any], settings: Any, ledger: Ledger, lengths: Mapping[str, Sequence[int]]
+    out: Path,
+    *,
+    facts: Mapping[str, Any],
+    settings: Any,
+    ledger: Ledger,
+    lengths: Mapping[str, Sequence[int]],
+    samples: Samples | None = None,
 ) -> None:
-    """Write datasheet.json and datasheet.html. No times, no host names, no absolute paths: equal runs, equal bytes."""
-    sheet = collect(facts, settings, ledger, lengths)
+    """Write datasheet.json: no times, no host names, no absolute paths; equal runs, equal bytes."""
+    sheet = collect(facts, settings, ledger, lengths, samples or {})
     (out / "datasheet.json").write_text(json.dumps(sheet, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (out / "datasheet.html").write_text(render(sheet), encoding="utf-8")
 
 
 def headline(facts: Mapping[str, Any]) -> list[str]:
@@ -36,40 +45,63 @@ def headline(facts: Mapping[str, Any]) -> list[str]:
         lines.append("  no validation row: there will be no evaluation loss (raise prepare.split.valid)")
     if facts["personal"]:
         lines.append("  replaced: " + ", ".join(f"{kind} {count}" for kind, count in facts["personal"].items()))
-    lines.append(f"  {facts['rejects']} rows rejected, each with its reason in rejects.jsonl; see datasheet.html")
+    lines.append(f"  {facts['rejects']} rows rejected, each with its reason in rejects.jsonl")
     return lines
 
 
 def collect(
-    facts: Mapping[str, Any], settings: Any, ledger: Ledger, lengths: Mapping[str, Sequence[int]]
+    facts: Mapping[str, Any],
+    settings: Any,
+    ledger: Ledger,
+    lengths: Mapping[str, Sequence[int]],
+    samples: Samples,
 ) -> dict[str, Any]:
-    """The datasheet as JSON."""
+    """The datasheet as JSON; `datasheet.schema.json` says what each field is."""
     limit = settings.sft.max_length
-    examples: dict[str, list[dict[str, Any]]] = {}
-    for reject in ledger.rejects:
-        shown = examples.setdefault(f"{reject.step}: {reject.reason}", [])
-        if len(shown) < _EXAMPLES:
-            shown.append({"source": reject.source, "line": reject.line, "id": reject.id, "detail": reject.detail})
-    reasons = Counter((reject.step, reject.reason) for reject in ledger.rejects)
     return {
         **facts,
+        "near_duplicates": [_clipped(pair) for pair in facts["near_duplicates"]],
         "max_length": limit,
         "lengths": {side: histogram(values, limit) for side, values in lengths.items()},
         "ledger": ledger.entries,
-        "drops": [{"step": step, "reason": reason, "rows": n} for (step, reason), n in reasons.items()],
-        "reject_examples": examples,
+        "drops": _drops(ledger.entries),
+        "samples": {
+            step: [_clipped(sample) for sample in found[:_EXAMPLES]]
+            for step, found in {**_from_rejects(ledger), **samples}.items()
+        },
+    }
+
+
+def _from_rejects(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
+    """The first rows that each step dropped: where they stood and why, without their text."""
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for reject in ledger.rejects:
+        found = samples.setdefault(reject.step, [])
+        if len(found) < _EXAMPLES:
+            told = {"file": reject.source, "line": reject.line, "reason": reject.reason, "detail": reject.detail}
+            found.append(told)
+    return samples
+
+
+def _drops(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows dropped by step and reason, all sources together."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for entry in entries:
+        for reason, rows in entry["dropped"].items():
+            counts[entry["step"], reason] += rows
+    return [{"step": step, "reason": reason, "rows": rows} for (step, reason), rows in counts.items()]
+
+
+def _clipped(sample: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: f"{value[: _CHARS - 1]}…" if isinstance(value, str) and len(value) > _CHARS else value
+        for key, value in sample.items()
     }
 
 
 def histogram(values: Sequence[int], limit: int) -> dict[str, Any]:
-    """Counts of row lengths in 24 equal bins from 0 to max_length (tokens)."""
+    """Counts of row lengths (tokens) in 32 equal bins of `width`, of which the last one reaches `limit`."""
     width = max(1, -(-limit // _BINS))
-    counts = Counter(min(value // width, _BINS - 1) for value in values)
-    return {"width": width, "counts": [counts[i] for i in range(_BINS)], "longest": max(values, default=0)}
-
-
-def render(sheet: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["n"] = lambda number: f"{number:,}".replace(",", "\u202f")
-    template = Path(__file__).with_name("datasheet.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(sheet=sheet) + "\n"
+    counts = Counter(min((value - 1) // width, _BINS - 1) for value in values)
+    bins = -(-limit // width)
+    return {"width": width, "counts": [counts[i] for i in range(bins)], "longest": max(values, default=0)}

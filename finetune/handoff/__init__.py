@@ -83,6 +83,7 @@ def run(
     `run_facts`, what no artifact knows: {config, adapters: {stage: folder}, stages: {stage: folder}, words,
     documents: {root, files: {source: {file: sha256}}}, previous: folder of the bundle before this one}.
     """
+    from finetune.datasheet import page as datasheet
     from finetune.report import facts as report
     from finetune.report import rebuild
 
@@ -113,6 +114,7 @@ def run(
     papers = out / "report"
     papers.mkdir()
     rebuild.write(papers, facts)
+    datasheet.write(papers, prepared, settings, documents["files"])
     _enforce(facts["gates"], settings.handoff, papers)
 
     bundle = out / "bundle"
@@ -182,4 +184,4 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     write_whole(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-STAGE = Stage("handoff", 3, run)
+STAGE = Stage("handoff", 4, run)

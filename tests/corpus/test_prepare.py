@@ -24,7 +24,6 @@ def test_every_file_of_the_artifact_is_there(corpus: Any) -> None:
     assert set(corpus.prepare().files()) == {
         "train.jsonl", "valid.jsonl", "test.jsonl", "sft_train.parquet", "sft_valid.parquet", "text_train.parquet",
         "text_valid.parquet", "general.jsonl", "preferences.jsonl", "rejects.jsonl", "ledger.json", "datasheet.json",
-        "datasheet.html",
     }  # fmt: skip
 
 
@@ -253,24 +252,6 @@ def test_a_changed_byte_changes_the_digest_of_the_documents(corpus: Any) -> None
     assert before.facts["files"] == {"orders.jsonl": hash_file(corpus.root / "orders.jsonl")}
     corpus.write("orders.jsonl", (corpus.root / "orders.jsonl").read_bytes() + b" ")
     assert find_documents(sources, corpus.root).digest != before.digest
-
-
-def test_the_datasheet_is_one_page_that_asks_nothing_of_the_network(corpus: Any) -> None:
-    page = corpus.prepare().files()["datasheet.html"].decode()
-    assert "over max_chars" not in page
-    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", page)
-    assert "<svg" in page
-    assert "prefers-color-scheme: dark" in page
-
-
-def test_the_datasheet_escapes_what_documents_say(corpus: Any) -> None:
-    rows = orders_of(corpus)
-    evil = "<script>alert(1)</script>"
-    rows = [{**row, "order": f"{row['order']}{evil}"} for row in rows]
-    corpus.write_rows("orders.jsonl", [*rows, {**rows[0], "order": f"twin{evil}"}])
-    page = corpus.prepare().files()["datasheet.html"].decode()
-    assert evil not in page
-    assert "&lt;script&gt;" in page
 
 
 def test_near_duplicates_are_judged_by_what_is_read_and_not_by_equal_labels(corpus: Any) -> None:

@@ -1,0 +1,1 @@
+"""The datasheet page of a prepared corpus: one self-contained file, in the look of the report."""
