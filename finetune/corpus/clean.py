@@ -4,12 +4,14 @@ import functools
 import json
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import ftfy
 
-from finetune.config.prepare import Filters
+from finetune.config.prepare import Filters, Repair
+from finetune.corpus import languages
 from finetune.corpus.conversations import texts_in, with_texts
+from finetune.corpus.repetition import find_repetition
 from finetune.corpus.tables import Row
 
 # Full-width forms are ordinary Chinese punctuation, and curly quotes are how the author wrote them: both stay.
@@ -21,6 +23,7 @@ _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]")
 _RUNS = re.compile(r"(?<=\S)  +")
 _TRAILING = re.compile(r" +$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
+_AS_EVER = Repair()
 _TIDY_ASCII = re.compile(r"[ -~]*\Z")
 
 
@@ -44,8 +47,10 @@ def _repair_once(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
-def repair_row(row: Row, nested: Collection[str] = ()) -> Row:
+def repair_row(row: Row, nested: Collection[str] = (), settings: Repair = _AS_EVER) -> Row:
     """Every column but `_file` and `_line` repaired; of the `nested` ones, which hold JSON, the texts inside."""
+    if not settings.enabled:
+        return row
     return {
         name: value if name.startswith("_") else _repair_nested(value) if name in nested else repair_text(value)
         for name, value in row.items()
@@ -56,11 +61,23 @@ def _repair_nested(value: str) -> str:
     return with_texts(value, (repair_text(text) for text in texts_in(json.loads(value))))
 
 
-def filter_reason(length: int, filters: Filters) -> str | None:
-    """Why a row whose used columns hold `length` characters together is dropped, or None."""
+def filter_reason(texts: Sequence[str], filters: Filters) -> tuple[str, str] | None:
+    """Why a row with these texts (the values that end up in records) is dropped, and what was measured; or None."""
+    length = sum(map(len, texts))
     if length < filters.min_chars:
-        return "under min_chars"
-    return "over max_chars" if length > filters.max_chars else None
+        return "under min_chars", f"{length} characters"
+    if length > filters.max_chars:
+        return "over max_chars", f"{length} characters"
+    if filters.languages is not None:
+        code, certainty = languages.name_language("\n".join(texts))
+        if languages.is_unwanted(code, certainty, filters.languages, filters.confidence):
+            return "language", f"{code}, certainty {certainty:.2f}"
+    if filters.repetition is not None:
+        # Each text for itself: a label that stands in the prompt and in the answer repeats nothing.
+        for text in texts:
+            if measured := find_repetition(text, filters.repetition):
+                return "repetition", measured
+    return None
 
 
 @functools.cache

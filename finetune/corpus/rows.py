@@ -72,9 +72,8 @@ def repair(job: Job, items: Items) -> Items:
 
 def drop_by_length(job: Job, items: Items) -> Items:
     def judge(item: Item) -> Reject | None:
-        length = sum(map(len, _content(job, item)))
-        reason = clean.filter_reason(length, job.settings.prepare.filters)
-        return item.reject("filter", reason, f"{length} characters") if reason else None
+        found = clean.filter_reason(_content(job, item), job.settings.prepare.filters)
+        return item.reject("filter", *found) if found else None
 
     return {name: job.ledger.keep("filter", name, found, judge) for name, found in items.items()}
 

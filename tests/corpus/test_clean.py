@@ -43,7 +43,8 @@ def test_tidy_text_stays_as_it_is(text: str) -> None:
 
 def test_lengths_outside_the_filter_have_a_reason() -> None:
     filters = Filters(min_chars=2, max_chars=4)
-    assert [filter_reason(n, filters) for n in (1, 2, 4, 5)] == ["under min_chars", None, None, "over max_chars"]
+    reasons = [filter_reason(["x" * (n - 1), "x"], filters) for n in (1, 2, 4, 5)]
+    assert reasons == [("under min_chars", "1 characters"), None, None, ("over max_chars", "5 characters")]
 
 
 def test_a_ledger_entry_that_does_not_add_up_is_our_mistake() -> None:
