@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.checks import data, evaluation, export, machine, preferences, training
+from finetune.checks import build, data, evaluation, export, machine, preferences, training
 from finetune.checks.passed import check_passed
 from finetune.config import Recipe
 from finetune.errors import Problem
@@ -32,6 +32,7 @@ def check(
     problems = [
         *training.check_stages(recipe),
         *data.check_sources(recipe),
+        *build.check_build(recipe),
         *data.check_tasks(recipe),
         *data.check_mix(recipe),
         *data.check_texts(recipe),

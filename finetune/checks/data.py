@@ -77,7 +77,8 @@ def check_tasks(recipe: Recipe) -> Iterator[Problem]:
         )
     for name, task in recipe.tasks.items():
         path = f"tasks.{name}"
-        yield from check_source_name(f"{path}.source", task.source, recipe)
+        if task.source not in recipe.build:
+            yield from check_source_name(f"{path}.source", task.source, recipe)
         yield from _check_answer(path, task)
         yield from _check_patterns(f"{path}.where", task.where)
         if task.reasoning is not None and "think" not in recipe.model.modes:
@@ -116,7 +117,7 @@ def check_texts(recipe: Recipe) -> Iterator[Problem]:
         yield from check_template(f"{path}.template", template)
     trained = {task.source for task in recipe.tasks.values()} | {use.source for use in recipe.text}
     trained |= {recipe.replay.source} if recipe.replay else set()
-    trained |= {use.source for use in recipe.preferences.values()}
+    trained |= {use.source for use in recipe.preferences.values()} | {use.source for use in recipe.build.values()}
     for kind, use in recipe.general.items():
         if use.source in trained:
             rule = "is trained on as well, so forgetting cannot be measured on it"
@@ -225,7 +226,8 @@ def is_broken(template: str) -> bool:
 
 def check_source_name(path: str, source: str, recipe: Recipe) -> Iterator[Problem]:
     if source not in recipe.sources:
-        yield Problem(path, source, "is not one of the sources", suggest(source, sorted(recipe.sources)))
+        names = sorted({*recipe.sources, *recipe.build} if path.startswith("tasks.") else recipe.sources)
+        yield Problem(path, source, "is not one of the sources", suggest(source, names))
 
 
 def _nearest_file(root: Path, pattern: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from finetune.config.build import BUILDERS
 from finetune.config.recipe import Recipe
 from finetune.errors import Problem, RecipeError
 
@@ -131,10 +132,15 @@ def suggest(word: str, options: Sequence[str]) -> str:
 
 
 def _problem(item: dict[str, Any], plain: dict[str, Any]) -> Problem:
-    location = tuple(item["loc"])
+    # Under `build` pydantic names the builder between a section and its key; nobody writes it there.
+    location = tuple(part for i, part in enumerate(item["loc"]) if i != 2 or item["loc"][0] != "build")
+    if item["type"].startswith("union_tag_"):
+        path, told = ".".join(map(str, location)), (item["input"] or {}).get("builder")
+        return Problem(f"{path}.builder", told, "is not one of the builders", suggest(str(told or ""), list(BUILDERS)))
     path = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
-        keys = _fields_at(location[:-1])
+        built = BUILDERS.get(str(item["loc"][2])) if location[0] == "build" else None
+        keys = list(built.model_fields) if built else _fields_at(location[:-1])
         return Problem(path, item["input"], "is not a key of this section", suggest(str(location[-1]), keys))
     if item["type"] == "missing":
         return Problem(path, None, "must be given", f"add {path}=... on the command line or in the recipe")

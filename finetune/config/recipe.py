@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from finetune.config.build import Built
 from finetune.config.data import ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Gates, Handoff, Privacy, Score, Tracking
 from finetune.config.export import Quantise, Scheme
@@ -40,6 +41,8 @@ class Recipe(Section):
     data_root: str
     """Folder that holds the documents."""
     sources: dict[str, Source]
+    build: dict[str, Built] = {}
+    """Name -> a source that a builder makes of another one's rows, for tasks to use."""
     tasks: dict[str, Task]
     preferences: dict[str, ReadyPreferences] = {}
     """Better and worse answers that are there already; DPO trains on them beside those that PAIRS samples."""
