@@ -33,8 +33,9 @@ def find_files(root: Path, path: str) -> list[Path]:
 class Cut(Section):
     """How one document becomes rows."""
 
-    by: Literal["document", "heading", "paragraph", "page", "pattern"] = "document"
-    """`heading` gives the columns heading, path and text; `pattern` gives one column for each named group."""
+    by: Literal["document", "heading", "clause", "paragraph", "page", "log", "pattern"] = "document"
+    """`heading` gives the columns heading, path and text; `clause` (numbered: Article 5, § 7, 4.2, 第十二条) also number;
+    `log` (entries that begin with a time) time and text; `pattern` one column for each named group."""
     pattern: str | None = None
     """Regular expression with named groups, found from the start of the document on (re.MULTILINE | re.DOTALL)."""
 
@@ -48,6 +49,10 @@ class Layout(Section):
     """Join a word that a line end cut in two where the whole word stands elsewhere in the document."""
     lines: bool = False
     """Join the lines of a paragraph; between Chinese characters without a space."""
+
+    @property
+    def any(self) -> bool:
+        return self.furniture or self.hyphens or self.lines
 
 
 class Wheel(Section):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from finetune.config.data import Layout
+from finetune.corpus.documents import Block, Blocks
 
 _DEEPEST = 3
 """Lines of furniture at one edge of a page at most."""
@@ -75,6 +76,19 @@ def tidy_pages(pages: Sequence[Page], layout: Layout, over_pages: bool = True) -
     if layout.lines:
         pages = _without_wraps(pages, tidied, over_pages)
     return list(pages), tidied
+
+
+def tidy_blocks(blocks: Blocks, layout: Layout, over_pages: bool) -> tuple[Blocks, Tidied]:
+    """As `tidy_pages`, for the blocks of a PDF: one for each page."""
+    pages = [Page(lines := tuple(block.text.split("\n")), (block.line,) * len(lines)) for block in blocks]
+    tidied, changed = tidy_pages(pages, layout, over_pages)
+    return [Block("\n".join(page.lines), block.line) for page, block in zip(tidied, blocks, strict=True)], changed
+
+
+def tidy_text(text: str, layout: Layout) -> tuple[Blocks, Tidied]:
+    """As `tidy_pages`, for a text whose pages end in form feeds: one block for each paragraph."""
+    pages, changed = tidy_pages(pages_of(text), layout)
+    return [Block(paragraph, line) for paragraph, line in paragraphs(pages)], changed
 
 
 def pages_of(text: str) -> list[Page]:

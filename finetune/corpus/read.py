@@ -17,41 +17,22 @@ from typing import BinaryIO, get_args
 from finetune import wheels
 from finetune.artifacts import Artifact, canonical_json, hash_file
 from finetune.config.data import Format, Source, find_files
-from finetune.corpus import blocks, documents, office, parquet, tables
+from finetune.corpus import blocks, documents, layout, office, parquet, tables
 from finetune.corpus.obo import read_obo
 from finetune.corpus.streams import (
-    GZIP,
     LONGEST,
-    ZSTD,
     BadInput,
+    Line,
     SourceFile,
     bad,
     expanded,
     read_lines,
     read_text,
-    scan,
-    splits_at_bytes,
 )
 from finetune.corpus.tables import Found, Row
 from finetune.errors import Problem, RecipeError
 
 __all__ = ["BadInput", "Piece", "SourceFile", "find_documents", "lacking", "list_files", "pieces", "rows"]
-
-PIECE_BYTES = 1 << 24
-"""About so many bytes of a file of JSON lines are one piece: 16 MiB."""
-_SUFFIXES = {name: name for name in get_args(Format) if name != "auto"} | {
-    "htm": "html",
-    "xhtml": "html",
-    "markdown": "md",
-    "text": "txt",
-    "ndjson": "jsonl",
-    "log": "txt",
-    "pq": "parquet",
-}
-_PACKED = {"gz": GZIP, "zst": ZSTD, "zstd": ZSTD}
-_TEXTUAL = ("csv", "tsv", "jsonl", "json", "obo", "txt", "md", "html")
-_MOST_SHOWN = 20
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -71,108 +52,9 @@ class Piece:
         return self.last is None
 
 
-def find_documents(sources: Mapping[str, Source], data_root: Path) -> Artifact:
-    """A pseudo artifact at data_root whose digest stands for every byte that PREPARE may read.
-
-    Handed to the stage as an input, so that a changed document makes a new key. Its facts hold `files` (name ->
-    sha256), `sources` (source -> files) and `marks`: where large files may be divided, found in the same reading.
-    Raises RecipeError with every source that matches nothing.
-    """
-    problems: list[Problem] = []
-    found = {name: _find(name, source, data_root, problems) for name, source in sources.items()}
-    if problems:
-        raise capped(problems)
-    divisible = {file.name for name, held in found.items() for file in held if _in_lines(file, sources[name])}
-    files: dict[str, str] = {}
-    marks: dict[str, list[tuple[int, int]]] = {}
-    for file in itertools.chain.from_iterable(found.values()):
-        if file.name not in files:
-            files[file.name], places = _digest(file, file.name in divisible)
-            marks |= {file.name: places} if places else {}
-    held = {name: {file.name: files[file.name] for file in listed} for name, listed in found.items()}
-    digest = hashlib.sha256(canonical_json(files).encode()).hexdigest()
-    facts = {"files": files, "sources": held, "marks": marks}
-    return Artifact(data_root, {"stage": "documents", "digest": digest, "facts": facts})
-
-
-def _in_lines(file: SourceFile, source: Source) -> bool:
-    return (
-        file.path is not None
-        and _kind(file, source) == "jsonl"
-        and splits_at_bytes(source.encoding)
-        and file.path.stat().st_size > PIECE_BYTES
-    )
-
-
-def _digest(file: SourceFile, divisible: bool) -> tuple[str, list[tuple[int, int]]]:
-    if file.path is None:
-        assert file.wheel is not None
-        return file.wheel.sha256, []
-    if not divisible:
-        return hash_file(file.path), []
-    digest = hashlib.sha256()
-    marks: list[tuple[int, int]] = []
-    with file.path.open("rb") as stream:
-        if stream.read(4).startswith((GZIP, ZSTD)):
-            return hash_file(file.path), []
-        stream.seek(0)
-        for chunk, found in scan(stream, PIECE_BYTES):
-            digest.update(chunk)
-            marks += found
-        return digest.hexdigest(), [mark for mark in marks if mark[0] < stream.tell()]
-
-
-def _find(name: str, source: Source, data_root: Path, problems: list[Problem]) -> list[SourceFile]:
-    where = f"sources.{name}.path"
-    if source.wheel is not None:
-        return [SourceFile(source.wheel.member, None, _pinned(source))]
-    assert source.path is not None, "checks ask for path or wheel"
-    paths = find_files(data_root, source.path)
-    if not paths:
-        problems.append(
-            Problem(
-                where,
-                source.path,
-                f"there is no such file, folder or match below {data_root}",
-                _nearby(data_root / source.path) or "correct the path, or set data_root",
-            )
-        )
-    return [SourceFile(Path(os.path.relpath(path, data_root)).as_posix(), path) for path in paths]
-
-
-def _nearby(wanted: Path) -> str | None:
-    if not wanted.parent.is_dir():
-        return None
-    close = difflib.get_close_matches(wanted.name, sorted(path.name for path in wanted.parent.iterdir()), n=1)
-    return f"did you mean {close[0]}?" if close else None
-
-
-def _pinned(source: Source) -> wheels.Wheel:
-    wanted = source.wheel
-    assert wanted is not None
-    for wheel in wheels.PINNED_WHEELS:
-        if (wheel.distribution, wheel.version) == (wanted.distribution, wanted.version):
-            return wheels.Wheel(wheel.distribution, wheel.version, wheel.filename, wanted.sha256, source.licence)
-    filename = f"{wanted.distribution.replace('-', '_')}-{wanted.version}-py3-none-any.whl"
-    return wheels.Wheel(wanted.distribution, wanted.version, filename, wanted.sha256, source.licence)
-
-
-def list_files(sources: Mapping[str, Source], documents: Artifact) -> dict[str, list[SourceFile]]:
-    """The files of every source, sorted, with the marks that `find_documents` made. RecipeError where there is none."""
-    problems: list[Problem] = []
-    found = {name: _find(name, source, documents.path, problems) for name, source in sources.items()}
-    if problems:
-        raise capped(problems)
-    marks = documents.facts.get("marks", {})
-    return {
-        name: [replace(file, marks=tuple(map(tuple, marks.get(file.name, ())))) for file in files]
-        for name, files in found.items()
-    }
-
-
 def pieces(file: SourceFile, source: Source, source_name: str) -> list[Piece]:
     """The pieces of a file, in order. Never fails: what is wrong with the file is said when its rows are read."""
-    kind = _kind(file, source)
+    kind = kind_of(file, source)
     if kind == "jsonl" and file.marks:
         starts = [(0, 1), *file.marks]
         ends: list[int | None] = [offset for offset, _ in file.marks]
@@ -196,13 +78,20 @@ def _row_groups(file: SourceFile) -> list[int]:
         return []
 
 
-def rows(piece: Piece, source: Source, source_name: str, problems: list[BadInput]) -> Iterator[Row]:
+def rows(
+    piece: Piece,
+    source: Source,
+    source_name: str,
+    problems: list[BadInput],
+    tidied: list[layout.Tidied] | None = None,
+) -> Iterator[Row]:
     """The rows of a piece, one at a time; each row or file that cannot be read is added to `problems` instead.
 
-    The caller may empty `problems` as it goes. Raises RecipeError where the recipe is at fault, not the data.
+    The caller may empty `problems` as it goes. `tidied` takes what `source.layout` changed in each document. Raises
+    RecipeError where the recipe is at fault, not the data.
     """
     count = 0
-    for found in _read(piece, source, source_name):
+    for found in _read(piece, source, source_name, [] if tidied is None else tidied):
         count += 1
         if isinstance(found, BadInput):
             problems.append(found)
@@ -213,7 +102,7 @@ def rows(piece: Piece, source: Source, source_name: str, problems: list[BadInput
         problems.append(bad(piece.file.name, 0, "no rows", "this file holds no row", fix))
 
 
-def _read(piece: Piece, source: Source, source_name: str) -> Iterator[Found]:
+def _read(piece: Piece, source: Source, source_name: str, tidied: list[layout.Tidied]) -> Iterator[Found]:
     name = piece.file.name
     if piece.kind is None:
         yield _no_reader(piece.file, source_name)
@@ -240,18 +129,23 @@ def _read(piece: Piece, source: Source, source_name: str) -> Iterator[Found]:
             groups = None if piece.last is None else (piece.first, piece.last)
             yield from parquet.read_parquet(name, raw, groups, piece.line)
         elif piece.kind in ("pdf", "docx"):
-            read_blocks = office.read_pdf if piece.kind == "pdf" else office.read_docx
-            yield from _cut(name, piece.kind, read_blocks(name, raw), source)
+            found = office.read_pdf(name, raw) if piece.kind == "pdf" else office.read_docx(name, raw)
+            if piece.kind == "pdf" and source.layout.any and not isinstance(found, BadInput):
+                found, changed = layout.tidy_blocks(found, source.layout, over_pages=source.cut.by != "page")
+                tidied.append(changed)
+            yield from _cut(name, piece.kind, found, source)
         else:
-            yield from _read_text(piece, raw, source, source_name)
+            yield from _read_text(piece, raw, source, source_name, tidied)
 
 
-def _read_text(piece: Piece, raw: BinaryIO, source: Source, source_name: str) -> Iterator[Found]:
-    name, kind = piece.file.name, piece.kind
+def _read_text(
+    piece: Piece, raw: BinaryIO, source: Source, source_name: str, tidied: list[layout.Tidied]
+) -> Iterator[Found]:
+    name, kind = piece.file.name, str(piece.kind)
     _check_encoding(source, source_name)
     suffix = Path(name).suffix.lower().lstrip(".")
-    if suffix in _PACKED:
-        packed = raw.read(4).startswith(_PACKED[suffix])
+    if suffix in PACKED:
+        packed = raw.read(4).startswith(PACKED[suffix])
         raw.seek(0)
         if not packed:
             rule = f"this file is called .{suffix} and is not packed so"
@@ -269,20 +163,40 @@ def _read_text(piece: Piece, raw: BinaryIO, source: Source, source_name: str) ->
         reader = {"csv": tables.read_csv, "tsv": tables.read_tsv, "jsonl": tables.read_jsonl, "obo": read_obo}[kind]
         yield from reader(name, lines)
         return
-    held: list[str] = []
+    if kind == "txt" and source.cut.by == "log":
+        yield from logs.cut_log(name, lines)
+    elif kind == "txt" and source.cut.by == "paragraph":
+        for found in blocks.read_txt(name, lines):
+            yield documents.cut_paragraph(name, found) if isinstance(found, blocks.Block) else found
+    else:
+        yield from _read_document(name, kind, lines, source)
+
+
+def _read_document(name: str, kind: str, lines: Iterator[Line], source: Source) -> Iterator[Found]:
+    """The rows of a document that must be held as a whole."""
+    held: list[Line] = []
     size = 0
     for line in lines:
         if line.wrong is not None:
             yield line.wrong
             return
-        held.append(line.text)
+        held.append(line)
         size += len(line.text) + 1
         if size > LONGEST:
             rule = f"this document is longer than {LONGEST >> 20} MiB"
             yield bad(name, line.number, "document too long", rule, "divide it into several files")
             return
-    reader_of = {"txt": blocks.read_txt, "md": blocks.read_md, "html": blocks.read_html}
-    yield from _cut(name, str(kind), reader_of[str(kind)]("\n".join(held)), source)
+    if kind == "txt" and source.layout.any:
+        found, changed = layout.tidy_text("\n".join(held), source.layout)
+        tidied.append(changed)
+        yield from _cut(name, kind, found, source)
+        return
+    if kind == "txt":
+        made = [block for block in blocks.read_txt(name, held) if isinstance(block, blocks.Block)]
+    else:
+        text = "\n".join(line.text for line in held)
+        made = blocks.read_md(text) if kind == "md" else html.read_html(text)
+    yield from documents.cut_document(name, kind, made, source.cut)
 
 
 def read_sources(
@@ -295,7 +209,7 @@ def read_sources(
     problems: list[Problem] = []
     read: dict[str, list[Row]] = {name: [] for name in sources}
     for name, source in sources.items():
-        for file in _find(name, source, data_root, problems):
+        for file in find_files_of(name, source, data_root, problems):
             found, wrong = read_file(file, source, name)
             read[name] += found
             problems += wrong
@@ -312,15 +226,6 @@ def read_file(file: SourceFile, source: Source, source_name: str) -> tuple[list[
     return found, [each.problem for each in wrong]
 
 
-def capped(problems: Sequence[Problem]) -> RecipeError:
-    """A RecipeError that shows the first 20 problems and says how many more there are."""
-    more = len(problems) - _MOST_SHOWN
-    if more <= 0:
-        return RecipeError(problems)
-    last = Problem(f"and {more} more", None, "problems of the same run that are not shown", "mend these first")
-    return RecipeError([*problems[:_MOST_SHOWN], last])
-
-
 def _check_encoding(source: Source, source_name: str) -> None:
     try:
         codecs.lookup(source.encoding)
@@ -329,18 +234,8 @@ def _check_encoding(source: Source, source_name: str) -> None:
         raise RecipeError.one(path, source.encoding, "Python knows no such encoding", "use utf-8") from None
 
 
-def _cut(name: str, kind: str, found: documents.Blocks | BadInput, source: Source) -> Iterable[Found]:
+def _cut(name: str, kind: str, found: blocks.Blocks | BadInput, source: Source) -> Iterable[Found]:
     return [found] if isinstance(found, BadInput) else documents.cut_document(name, kind, found, source.cut)
-
-
-def _kind(file: SourceFile, source: Source) -> str | None:
-    """The format of a file: what the source says, else what its suffix says (the one before .gz or .zst)."""
-    if source.format != "auto":
-        return source.format
-    path = Path(file.name.lower())
-    packed = path.suffix.lstrip(".") in _PACKED
-    kind = _SUFFIXES.get(path.with_suffix("").suffix.lstrip(".") if packed else path.suffix.lstrip("."))
-    return None if packed and kind not in _TEXTUAL else kind
 
 
 def _no_reader(file: SourceFile, source_name: str) -> BadInput:

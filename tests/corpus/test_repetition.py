@@ -31,7 +31,9 @@ def test_each_kind_of_repetition_is_found_with_its_value() -> None:
     assert found == "duplicate lines: 0.333, at most 0.300"
     parts = find_repetition(f"{PLAIN}\n{'spare part ' * 20}") or ""
     assert parts.startswith("characters in the most frequent 2-gram")
-    assert (find_repetition(ENGLISH) or "").startswith("characters in repeated 5-grams")
+    assert (find_repetition(ENGLISH) or "").startswith("characters in the most frequent 3-gram")
+    twice = find_repetition(PLAIN + PLAIN.replace(", ", " and "))
+    assert (twice or "").startswith("characters in repeated 5-grams: 0.4")
 
 
 def test_chinese_is_measured_by_characters() -> None:
