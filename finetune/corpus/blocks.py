@@ -1,23 +1,50 @@
-"""Blocks of text documents: txt, Markdown and HTML. Tables survive as text: cells joined by ` | `."""
+"""Blocks of text documents: txt and Markdown.
+
+A block is a heading, a paragraph, a list item, a table row or a page's text, with the line, page or part it starts at.
+"""
 
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 
-from finetune.corpus.documents import Block, Blocks
+from finetune.corpus.streams import LONGEST, BadInput, Line, bad
 
 
-def read_txt(text: str) -> Blocks:
-    """Paragraphs: runs of lines between blank lines."""
-    blocks: Blocks = []
-    lines: list[str] = []
-    first = 1
-    for number, line in enumerate([*text.split("\n"), ""], start=1):
-        if line.strip():
-            first = first if lines else number
-            lines.append(line.rstrip())
-        elif lines:
-            blocks.append(Block("\n".join(lines), first))
-            lines = []
-    return blocks
+@dataclass(frozen=True)
+class Block:
+    text: str
+    line: int
+    """Line of a text file, page of a PDF, part number of HTML and DOCX; from 1."""
+    level: int = 0
+    """1 to 6 for a heading, 0 for body text."""
+
+
+Blocks = list[Block]
+"""In reading order."""
+
+
+def read_txt(name: str, lines: Iterable[Line]) -> Iterator[Block | BadInput]:
+    """Paragraphs: runs of lines between blank lines. One with a line that cannot be read is left out and told."""
+    held: list[str] = []
+    first, size, broken = 1, 0, False
+    for number, text, wrong in chain(lines, [Line(0, "", None)]):
+        if wrong is not None:
+            broken = True
+            yield wrong
+        elif text.strip():
+            first = first if held else number
+            held.append(text.rstrip())
+            size += len(text)
+            if size > LONGEST and not broken:
+                broken = True
+                rule = f"this paragraph is longer than {LONGEST >> 20} MiB"
+                yield bad(name, first, "line too long", rule, "divide it with blank lines")
+            held = [""] if broken else held
+        else:
+            if held and not broken:
+                yield Block("\n".join(held), first)
+            held, size, broken = [], 0, False
 
 
 _ATX = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*$")
@@ -52,81 +79,3 @@ def read_md(text: str) -> Blocks:
             close()
     close()
     return blocks
-
-
-_NOT_TEXT = ("script", "style", "noscript", "template", "nav", "head", "svg", "button", "form", "iframe")
-_LEAVES = (
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "p",
-    "li",
-    "tr",
-    "pre",
-    "blockquote",
-    "dt",
-    "dd",
-    "figcaption",
-    "caption",
-)
-_CONTAINERS = (
-    "div",
-    "section",
-    "article",
-    "main",
-    "body",
-    "td",
-    "th",
-    "header",
-    "footer",
-    "aside",
-    "center",
-    "address",
-)
-
-
-def read_html(text: str) -> Blocks:
-    """Block elements in order; scripts, styles and navigation are left out; a table row is one block."""
-    from bs4 import BeautifulSoup
-    from bs4.element import NavigableString, PreformattedString, Tag
-
-    soup = BeautifulSoup(text, "lxml")
-    for tag in soup.find_all(_NOT_TEXT):
-        tag.decompose()
-    pieces: list[tuple[str, int]] = []
-    running: list[str] = []
-
-    def close(level: int = 0) -> None:
-        joined = " ".join("".join(running).split())
-        running.clear()
-        if joined:
-            pieces.append((joined, level))
-
-    def walk(node: Tag) -> None:
-        for child in node.children:
-            if isinstance(child, PreformattedString):
-                continue
-            if isinstance(child, NavigableString):
-                running.append(str(child))
-            elif child.name == "br":
-                running.append(" ")
-            elif child.name == "tr":
-                close()
-                cells = [" ".join(cell.get_text(" ").split()) for cell in child.find_all(["td", "th"])]
-                pieces.append((" | ".join(cells), 0))
-            elif child.name == "pre":
-                close()
-                pieces.append((child.get_text().strip("\n"), 0))
-            elif child.name in _LEAVES or child.name in _CONTAINERS or child.name in ("ul", "ol", "dl", "table"):
-                close()
-                walk(child)
-                close(int(child.name[1]) if re.fullmatch("h[1-6]", child.name) else 0)
-            else:
-                walk(child)
-
-    walk(soup)
-    close()
-    return [Block(piece, number, level) for number, (piece, level) in enumerate(pieces, start=1)]

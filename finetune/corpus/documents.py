@@ -1,31 +1,18 @@
-"""Documents become rows: blocks in reading order, cut on the document's own structure.
-
-A block is a heading, a paragraph, a list item, a table row or a page's text, with the line, page or part it starts at.
-"""
+"""Documents become rows: their blocks, in reading order, cut on the document's own structure."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from finetune.config.data import Cut
-from finetune.corpus.streams import BadInput, bad
+from finetune.corpus.blocks import Block
+from finetune.corpus.clauses import cut_clauses
+from finetune.corpus.logs import cut_log
+from finetune.corpus.streams import BadInput, Line, bad
 from finetune.corpus.tables import Found, Row
 
 
-@dataclass(frozen=True)
-class Block:
-    text: str
-    line: int
-    """Line of a text file, page of a PDF, part number of HTML and DOCX; from 1."""
-    level: int = 0
-    """1 to 6 for a heading, 0 for body text."""
-
-
-Blocks = list[Block]
-
-
 def cut_document(name: str, kind: str, blocks: Sequence[Block], cut: Cut) -> Iterable[Found]:
-    """Rows of one document. Column `text` always; heading: also `heading` and `path`; pattern: its named groups."""
+    """Rows of one document. `Cut.by` says which columns they have; `text` is always one."""
     if not any(block.text.strip() for block in blocks):
         fix = "run text recognition (OCR) over it first" if kind == "pdf" else "put text into it, or take it out"
         return [bad(name, 0, "no text", "this document holds no text", fix)]
@@ -36,10 +23,24 @@ def cut_document(name: str, kind: str, blocks: Sequence[Block], cut: Cut) -> Ite
         return [bad(name, 0, "cannot be cut", f"a {kind} document has no pages", fix, "page")]
     if cut.by == "heading":
         return _cut_heading(name, kind, blocks)
+    if cut.by == "clause":
+        return cut_clauses(name, blocks)
+    if cut.by == "log":
+        return cut_log(name, _lines(blocks))
     if cut.by == "document":
         return [_row(name, blocks[0].line, text=_joined(blocks))]
     pieces = blocks if cut.by == "page" else [piece for block in blocks if not block.level for piece in _split(block)]
-    return [_row(name, block.line, text=block.text.strip()) for block in pieces if block.text.strip()]
+    return [cut_paragraph(name, block) for block in pieces if block.text.strip()]
+
+
+def cut_paragraph(name: str, block: Block) -> Row:
+    return _row(name, block.line, text=block.text.strip())
+
+
+def _lines(blocks: Iterable[Block]) -> Iterator[Line]:
+    for block in blocks:
+        for offset, text in enumerate(block.text.split("\n")):
+            yield Line(block.line + offset, text, None)
 
 
 def _cut_heading(name: str, kind: str, blocks: Sequence[Block]) -> Iterator[Found]:

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from typing import BinaryIO
 
-from finetune.corpus.documents import Block, Blocks
+from finetune.corpus.blocks import Block, Blocks
 from finetune.corpus.streams import BadInput, bad
 
 

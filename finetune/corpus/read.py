@@ -6,33 +6,24 @@ file as a whole. The rows of a source are those of its pieces, one after the oth
 
 import codecs
 import difflib
-import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, get_args
 
-from finetune import wheels
-from finetune.artifacts import Artifact, canonical_json, hash_file
-from finetune.config.data import Format, Source, find_files
-from finetune.corpus import blocks, documents, layout, office, parquet, tables
+from finetune.config.data import Format, Source
+from finetune.corpus import blocks, documents, html, layout, logs, office, parquet, tables
+from finetune.corpus.finding import PACKED, capped, find_documents, find_files_of, kind_of, list_files
 from finetune.corpus.obo import read_obo
-from finetune.corpus.streams import (
-    LONGEST,
-    BadInput,
-    Line,
-    SourceFile,
-    bad,
-    expanded,
-    read_lines,
-    read_text,
-)
+from finetune.corpus.streams import LONGEST, BadInput, Line, SourceFile, bad, expanded, read_lines, read_text
 from finetune.corpus.tables import Found, Row
 from finetune.errors import Problem, RecipeError
 
-__all__ = ["BadInput", "Piece", "SourceFile", "find_documents", "lacking", "list_files", "pieces", "rows"]
+__all__ = [
+    "BadInput", "Piece", "SourceFile", "capped", "find_documents", "lacking", "list_files", "pieces", "rows",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -133,7 +124,10 @@ def _read(piece: Piece, source: Source, source_name: str, tidied: list[layout.Ti
             if piece.kind == "pdf" and source.layout.any and not isinstance(found, BadInput):
                 found, changed = layout.tidy_blocks(found, source.layout, over_pages=source.cut.by != "page")
                 tidied.append(changed)
-            yield from _cut(name, piece.kind, found, source)
+            if isinstance(found, BadInput):
+                yield found
+            else:
+                yield from documents.cut_document(name, piece.kind, found, source.cut)
         else:
             yield from _read_text(piece, raw, source, source_name, tidied)
 
@@ -163,16 +157,18 @@ def _read_text(
         reader = {"csv": tables.read_csv, "tsv": tables.read_tsv, "jsonl": tables.read_jsonl, "obo": read_obo}[kind]
         yield from reader(name, lines)
         return
-    if kind == "txt" and source.cut.by == "log":
+    if kind == "txt" and source.cut.by == "log" and not source.layout.any:
         yield from logs.cut_log(name, lines)
-    elif kind == "txt" and source.cut.by == "paragraph":
+    elif kind == "txt" and source.cut.by == "paragraph" and not source.layout.any:
         for found in blocks.read_txt(name, lines):
             yield documents.cut_paragraph(name, found) if isinstance(found, blocks.Block) else found
     else:
-        yield from _read_document(name, kind, lines, source)
+        yield from _read_document(name, kind, lines, source, tidied)
 
 
-def _read_document(name: str, kind: str, lines: Iterator[Line], source: Source) -> Iterator[Found]:
+def _read_document(
+    name: str, kind: str, lines: Iterator[Line], source: Source, tidied: list[layout.Tidied]
+) -> Iterator[Found]:
     """The rows of a document that must be held as a whole."""
     held: list[Line] = []
     size = 0
@@ -187,11 +183,9 @@ def _read_document(name: str, kind: str, lines: Iterator[Line], source: Source) 
             yield bad(name, line.number, "document too long", rule, "divide it into several files")
             return
     if kind == "txt" and source.layout.any:
-        found, changed = layout.tidy_text("\n".join(held), source.layout)
+        made, changed = layout.tidy_text("\n".join(line.text for line in held), source.layout)
         tidied.append(changed)
-        yield from _cut(name, kind, found, source)
-        return
-    if kind == "txt":
+    elif kind == "txt":
         made = [block for block in blocks.read_txt(name, held) if isinstance(block, blocks.Block)]
     else:
         text = "\n".join(line.text for line in held)
@@ -232,10 +226,6 @@ def _check_encoding(source: Source, source_name: str) -> None:
     except LookupError:
         path = f"sources.{source_name}.encoding"
         raise RecipeError.one(path, source.encoding, "Python knows no such encoding", "use utf-8") from None
-
-
-def _cut(name: str, kind: str, found: blocks.Blocks | BadInput, source: Source) -> Iterable[Found]:
-    return [found] if isinstance(found, BadInput) else documents.cut_document(name, kind, found, source.cut)
 
 
 def _no_reader(file: SourceFile, source_name: str) -> BadInput:

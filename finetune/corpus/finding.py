@@ -1,0 +1,156 @@
+"""Which files a source stands for, what kind each is, and the digest that stands for all their bytes."""
+
+import difflib
+import hashlib
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from finetune import wheels
+from finetune.artifacts import Artifact, canonical_json, hash_file
+from finetune.config.data import Format, Source, find_files
+from finetune.corpus.streams import GZIP, ZSTD, SourceFile, scan, splits_at_bytes
+from finetune.errors import Problem, RecipeError
+
+PIECE_BYTES = 1 << 24
+"""About so many bytes of a file of JSON lines are one piece: 16 MiB."""
+_SUFFIXES = {name: name for name in get_args(Format) if name != "auto"} | {
+    "htm": "html",
+    "xhtml": "html",
+    "markdown": "md",
+    "text": "txt",
+    "ndjson": "jsonl",
+    "log": "txt",
+    "pq": "parquet",
+}
+PACKED = {"gz": GZIP, "zst": ZSTD, "zstd": ZSTD}
+_TEXTUAL = ("csv", "tsv", "jsonl", "json", "obo", "txt", "md", "html")
+_MOST_SHOWN = 20
+
+
+def find_documents(sources: Mapping[str, Source], data_root: Path, extra: Mapping[str, str] | None = None) -> Artifact:
+    """A pseudo artifact at data_root whose digest stands for every byte that PREPARE may read.
+
+    Handed to the stage as an input, so that a changed document makes a new key. Its facts hold `files` (name ->
+    sha256), `sources` (source -> files) and `marks`: where large files may be divided, found in the same reading.
+    `extra` are further files (config path -> file below data_root), such as a glossary. Raises RecipeError with every
+    source that matches nothing.
+    """
+    problems: list[Problem] = []
+    found = {name: find_files_of(name, source, data_root, problems) for name, source in sources.items()}
+    beside = {file: data_root / file for file in (extra or {}).values()}
+    for path, other in (extra or {}).items():
+        if not beside[other].is_file():
+            fix = _nearby(beside[other]) or "correct the path, or set data_root"
+            problems.append(Problem(path, other, f"there is no such file below {data_root}", fix))
+    if problems:
+        raise capped(problems)
+    divisible = {file.name for name, held in found.items() for file in held if _in_lines(file, sources[name])}
+    files: dict[str, str] = {}
+    marks: dict[str, list[tuple[int, int]]] = {}
+    for file in itertools.chain.from_iterable(found.values()):
+        if file.name not in files:
+            files[file.name], places = _digest(file, file.name in divisible)
+            marks |= {file.name: places} if places else {}
+    files |= {name: hash_file(path) for name, path in beside.items()}
+    held = {name: {file.name: files[file.name] for file in listed} for name, listed in found.items()}
+    digest = hashlib.sha256(canonical_json(files).encode()).hexdigest()
+    facts = {"files": files, "sources": held, "marks": marks}
+    return Artifact(data_root, {"stage": "documents", "digest": digest, "facts": facts})
+
+
+def _in_lines(file: SourceFile, source: Source) -> bool:
+    return (
+        file.path is not None
+        and kind_of(file, source) == "jsonl"
+        and splits_at_bytes(source.encoding)
+        and file.path.stat().st_size > PIECE_BYTES
+    )
+
+
+def _digest(file: SourceFile, divisible: bool) -> tuple[str, list[tuple[int, int]]]:
+    if file.path is None:
+        assert file.wheel is not None
+        return file.wheel.sha256, []
+    if not divisible:
+        return hash_file(file.path), []
+    digest = hashlib.sha256()
+    marks: list[tuple[int, int]] = []
+    with file.path.open("rb") as stream:
+        if stream.read(4).startswith((GZIP, ZSTD)):
+            return hash_file(file.path), []
+        stream.seek(0)
+        for chunk, found in scan(stream, PIECE_BYTES):
+            digest.update(chunk)
+            marks += found
+        return digest.hexdigest(), [mark for mark in marks if mark[0] < stream.tell()]
+
+
+def find_files_of(name: str, source: Source, data_root: Path, problems: list[Problem]) -> list[SourceFile]:
+    where = f"sources.{name}.path"
+    if source.wheel is not None:
+        return [SourceFile(source.wheel.member, None, _pinned(source))]
+    assert source.path is not None, "checks ask for path or wheel"
+    paths = find_files(data_root, source.path)
+    if not paths:
+        problems.append(
+            Problem(
+                where,
+                source.path,
+                f"there is no such file, folder or match below {data_root}",
+                _nearby(data_root / source.path) or "correct the path, or set data_root",
+            )
+        )
+    return [SourceFile(Path(os.path.relpath(path, data_root)).as_posix(), path) for path in paths]
+
+
+def _nearby(wanted: Path) -> str | None:
+    if not wanted.parent.is_dir():
+        return None
+    close = difflib.get_close_matches(wanted.name, sorted(path.name for path in wanted.parent.iterdir()), n=1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def _pinned(source: Source) -> wheels.Wheel:
+    wanted = source.wheel
+    assert wanted is not None
+    for wheel in wheels.PINNED_WHEELS:
+        if (wheel.distribution, wheel.version) == (wanted.distribution, wanted.version):
+            return wheels.Wheel(wheel.distribution, wheel.version, wheel.filename, wanted.sha256, source.licence)
+    filename = f"{wanted.distribution.replace('-', '_')}-{wanted.version}-py3-none-any.whl"
+    return wheels.Wheel(wanted.distribution, wanted.version, filename, wanted.sha256, source.licence)
+
+
+def list_files(sources: Mapping[str, Source], documents: Artifact) -> dict[str, list[SourceFile]]:
+    """The files of every source, sorted, with the marks that `find_documents` made. RecipeError where there is none."""
+    problems: list[Problem] = []
+    found = {name: find_files_of(name, source, documents.path, problems) for name, source in sources.items()}
+    if problems:
+        raise capped(problems)
+    marks = documents.facts.get("marks", {})
+    return {
+        name: [replace(file, marks=tuple(map(tuple, marks.get(file.name, ())))) for file in files]
+        for name, files in found.items()
+    }
+
+
+def kind_of(file: SourceFile, source: Source) -> str | None:
+    """The format of a file: what the source says, else what its suffix says (the one before .gz or .zst)."""
+    if source.format != "auto":
+        return source.format
+    path = Path(file.name.lower())
+    packed = path.suffix.lstrip(".") in PACKED
+    kind = _SUFFIXES.get(path.with_suffix("").suffix.lstrip(".") if packed else path.suffix.lstrip("."))
+    return None if packed and kind not in _TEXTUAL else kind
+
+
+def capped(problems: Sequence[Problem]) -> RecipeError:
+    """A RecipeError that shows the first 20 problems and says how many more there are."""
+    more = len(problems) - _MOST_SHOWN
+    if more <= 0:
+        return RecipeError(problems)
+    last = Problem(f"and {more} more", None, "problems of the same run that are not shown", "mend these first")
+    return RecipeError([*problems[:_MOST_SHOWN], last])
