@@ -13,7 +13,7 @@ PACKAGE = ROOT / "finetune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "findings", "artifacts", "config", "metrics", "provenance"},
+    {"errors", "findings", "artifacts", "config", "metrics", "provenance", "wire"},
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint", "signing",
      "leftovers", "order", "pulse", "resume", "spikes", "template"},
     {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "deltas",

@@ -25,9 +25,9 @@ from finetune.score.questions import Questions
 from finetune.score.stage import prompting
 from finetune.score.summary import Scored, alone, lines
 from finetune.score.systems import Whole
-from finetune.score.wire import Wire
 from finetune.serve import start
 from finetune.serve.server import Server, find_vllm, free_port
+from finetune.wire import Wire
 
 
 def run(chosen: argparse.Namespace, recipe: Recipe, config: Mapping[str, Any], prepared: Artifact) -> int:

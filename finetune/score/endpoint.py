@@ -14,8 +14,8 @@ from finetune.chat import ChatFormat
 from finetune.errors import RecipeError
 from finetune.score.answers import Answer, Asked, Book, Say
 from finetune.score.prompts import after_thoughts
-from finetune.score.wire import ServerError, Wire
 from finetune.serve.ask import as_openai
+from finetune.wire import ServerError, Wire
 
 _COMPLETIONS, _CHAT = "/v1/completions", "/v1/chat/completions"
 _REFUSED = frozenset({400, 404, 405, 415, 422, 501})

@@ -16,7 +16,7 @@ from finetune.memory import here
 from finetune.score.answers import Asked, Say
 from finetune.score.endpoint import Endpoint
 from finetune.score.questions import Questions
-from finetune.score.wire import ServerError
+from finetune.wire import ServerError
 
 _WARM = 2
 """Requests of each place that are not timed: the first ones of a server wait for what it prepares."""

@@ -14,8 +14,8 @@ from finetune.config import load
 from finetune.errors import RecipeError
 from finetune.score import latency, stage
 from finetune.score.endpoint import Endpoint
-from finetune.score.wire import ServerError, Wire
 from finetune.train import identity
+from finetune.wire import ServerError, Wire
 
 WORDS = [
     "recipe=maintenance", "model=tiny_qwen3", "machine=cpu", "machine.threads=1", "tasks.fields.train_rows=24",

@@ -14,7 +14,7 @@ from finetune.chat import ChatFormat
 from finetune.errors import RecipeError
 from finetune.score.answers import Asked, Book
 from finetune.score.endpoint import Endpoint
-from finetune.score.wire import Wire
+from finetune.wire import Wire
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_refused_connection_and_a_wrong_name_are_told(chat, prompts, tmp_path)
 
 
 def test_a_pause_of_hours_is_not_waited_for(chat, prompts, tmp_path) -> None:
-    from finetune.score.wire import _pause
+    from finetune.wire import _pause
 
     assert _pause("120") == 120.0
     assert _pause("soon") == 0.0

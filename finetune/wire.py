@@ -29,12 +29,14 @@ class ServerError(Exception):
 
 
 class Wire:
-    """A connection to `url`; VLLM_API_KEY is sent where it is set. Safe to use from several threads at once."""
+    """A connection to `url`. Safe to use from several threads at once."""
 
     def __init__(
-        self, url: str, *, timeout: float, tries: int, wait: Callable[[float], None] = time.sleep
-    ) -> None:
+        self, url: str, *, timeout: float, tries: int, wait: Callable[[float], None] = time.sleep,
+        key: str = "VLLM_API_KEY",
+    ) -> None:  # fmt: skip
         """timeout: seconds without a byte until a request counts as lost; tries: of each request, the first included.
+        key: the environment variable whose value is sent as the key where it is set.
 
         Raises RecipeError for what is no http address, and for one that carries a password.
         """
@@ -48,13 +50,13 @@ class Wire:
         if parsed.userinfo:
             raise RecipeError.one(
                 "endpoint", f"{parsed.scheme}://...@{parsed.host}", "a password in an address ends in logs and reports",
-                "leave it out and export VLLM_API_KEY=...",
+                f"leave it out and export {key}=...",
             )  # fmt: skip
-        key = os.environ.get("VLLM_API_KEY")
+        secret = os.environ.get(key)
         own = parsed.host in ("localhost", "127.0.0.1", "::1")
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
             limits=httpx2.Limits(max_connections=None),
             trust_env=not own,  # a proxy knows nothing of this machine's own addresses
         )
