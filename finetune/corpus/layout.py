@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from finetune.config.data import Layout
-from finetune.corpus.documents import Block, Blocks
+from finetune.corpus.blocks import Block, Blocks
 
 _DEEPEST = 3
 """Lines of furniture at one edge of a page at most."""
