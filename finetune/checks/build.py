@@ -91,6 +91,6 @@ def _check_teacher(path: str, spec: TeacherBuilder, recipe: Recipe) -> Iterator[
         yield Problem(f"{path}.prompt", None, f"does not show the text, {{{spec.text}}}", "name the column in it")
     if not recipe.prepare.redact.kinds:
         rule = "personal data would leave this machine"
-        yield Problem("prepare.redact.kinds", [], rule, f"leave the kinds on, or take {path} out")
+        yield Problem("prepare.redact", "keep", rule, f"leave the kinds on, or take {path} out")
 
 

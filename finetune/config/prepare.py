@@ -1,8 +1,8 @@
 """Section `prepare`: what each step of the corpus preparation does."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune.config.section import Section
 
@@ -45,20 +45,48 @@ class Filters(Section):
     """Take paragraphs out that stand in more than so many groups of a source. null: off."""
 
 
-class Redact(Section):
-    """Personal data and secrets replaced by stable placeholders such as `[EMAIL_1]`."""
+Treatment = Literal["replace", "drop_row", "keep"]
 
-    kinds: tuple[Literal["email", "phone", "card", "iban", "ssn", "ip", "cn_id", "cn_mobile", "secret"], ...] = (
-        "email",
-        "phone",
-        "card",
-        "iban",
-        "ssn",
-        "ip",
-        "cn_id",
-        "cn_mobile",
-        "secret",
-    )
+
+class Redact(Section):
+    """What becomes of each kind of personal data: a placeholder (`[EMAIL_1]`), the loss of its row, or nothing."""
+
+    email: Treatment = "replace"
+    phone: Treatment = "replace"
+    card: Treatment = "replace"
+    """Payment cards: prefix, length and check digit."""
+    iban: Treatment = "replace"
+    ssn: Treatment = "replace"
+    ip: Treatment = "replace"
+    cn_id: Treatment = "replace"
+    """Chinese resident ID: birth date and check character."""
+    cn_mobile: Treatment = "replace"
+    record: Treatment = "replace"
+    """Numbers after words such as MRN, account number, passport, policy number, case number, 病历号, 护照, 账号."""
+    secret: Treatment = "replace"  # noqa: S105
+    """Private keys, keys and tokens with an issuer's mark, values after words such as password and api_key."""
+    name: Treatment = "keep"
+    """Names after a title or a context word: most others are missed (docs/corpus.md says how many)."""
+    address: Treatment = "keep"
+    """Street addresses of common English and Chinese forms."""
+    scope: Literal["row", "document", "corpus"] = "row"
+    """Where equal values share a placeholder. Beyond the row, rows can be linked to one another; it needs a key."""
+    key_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """sha256 of the key that the environment variable FINETUNE_REDACT_KEY holds, for wider scopes and for ids."""
+
+    @model_validator(mode="after")
+    def _has_key(self) -> Self:
+        if self.scope != "row" and self.key_sha256 is None:
+            raise ValueError(
+                f"scope {self.scope} names values by a keyed hash: give key_sha256, "
+                "the sha256 of a random key that FINETUNE_REDACT_KEY holds (openssl rand -hex 32)"
+            )
+        return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that do not stay as they are."""
+        return tuple(kind for kind in Redact.model_fields if getattr(self, kind) in ("replace", "drop_row"))
 
 
 class Dedup(Section):

@@ -89,20 +89,28 @@ def drop_markup(job: Job, items: Items) -> Items:
 
 
 def redact_personal(job: Job, items: Items) -> Items:
-    kinds = job.settings.prepare.redact.kinds
+    settings, seed = job.settings.prepare.redact, job.settings.seed
     redacted: Items = {}
     for name, found in items.items():
-        redacted[name], changed = [], 0
+        redacted[name], changed, rejects = [], 0, []
         for item in found:
-            columns, counts = redact.redact_row(item.columns, kinds, item.nested)
+            columns, counts = redact.redact_row(item.columns, settings, item.nested)
             job.personal += counts
+            if kind := redact.drops(counts, settings):
+                rejects.append(item.reject("redact", "personal data", kind))
+                continue
             changed += bool(counts)
-            id_, group = (redact.redact_key(key, kinds, job.settings.seed) for key in (item.id, item.group))
+            id_, group = (redact.redact_key(key, settings, seed, item.columns) for key in (item.id, item.group))
             redacted[name].append(replace(item, id=id_, group=group, columns=columns))
-        job.ledger.record("redact", name, len(found), len(found), changed=changed)
+        job.ledger.record("redact", name, len(found), len(redacted[name]), rejects, changed=changed)
     # Rows dropped before this step were named in the rejects by their id, which may hold personal data too.
     job.ledger.rejects = [
-        replace(reject, id=redact.redact_key(reject.id, kinds, job.settings.seed)) for reject in job.ledger.rejects
+        replace(
+            reject,
+            source=redact.redact_key(reject.source, settings, seed),
+            id=redact.redact_key(reject.id, settings, seed),
+        )
+        for reject in job.ledger.rejects
     ]
     return redacted
 

@@ -7,17 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.config.prepare import Redact
-from finetune.corpus.redact import (
-    cn_id_holds,
-    find_personal,
-    iban_holds,
-    luhn_holds,
-    redact_key,
-    redact_row,
-    redact_texts,
-)  # fmt: skip
+from finetune.corpus.personal.checksums import cn_id_holds, iban_holds, luhn_holds
+from finetune.corpus.redact import find_personal, redact_key, redact_row, redact_texts
 
-KINDS = Redact().kinds
+REDACT = Redact()
+KINDS = REDACT.kinds
 
 
 def redacted(text: str) -> str:
@@ -76,7 +70,7 @@ def test_what_only_looks_like_personal_data_stays(text: str) -> None:
 
 def test_one_value_has_one_placeholder_in_all_columns_of_a_row() -> None:
     row = {"a": "x@example.org y@example.org", "b": "again x@example.org", "_file": "x@example.org.csv", "_line": "1"}
-    changed, counts = redact_row(row, KINDS)
+    changed, counts = redact_row(row, REDACT)
     assert changed == {**row, "a": "[EMAIL_1] [EMAIL_2]", "b": "again [EMAIL_1]"}
     assert counts == {"email": 3}
 
@@ -90,7 +84,7 @@ def test_a_kind_that_is_not_asked_for_stays() -> None:
 
 
 def test_keys_stay_apart_without_the_value() -> None:
-    keys = [redact_key(f"case {name}@example.org", KINDS, 0) for name in ("ann", "bob", "ann")]
+    keys = [redact_key(f"case {name}@example.org", REDACT, 0) for name in ("ann", "bob", "ann")]
     assert keys[0] == keys[2] != keys[1]
     assert "@" not in "".join(keys)
 
