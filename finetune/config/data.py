@@ -34,8 +34,8 @@ class Cut(Section):
     """How one document becomes rows."""
 
     by: Literal["document", "heading", "clause", "paragraph", "page", "log", "pattern"] = "document"
-    """`heading` gives the columns heading, path and text; `clause` (numbered: Article 5, § 7, 4.2, 第十二条) also number;
-    `log` (entries that begin with a time) time and text; `pattern` one column for each named group."""
+    """`heading` gives the columns heading, path and text; `clause` (Article 5, § 7, 4.2, 第十二条) also number; `log`
+    (entries that begin with a time) time and text; `pattern` one column for each named group."""
     pattern: str | None = None
     """Regular expression with named groups, found from the start of the document on (re.MULTILINE | re.DOTALL)."""
 

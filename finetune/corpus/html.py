@@ -1,45 +1,27 @@
-"""Blocks of HTML. Tables survive as text: cells joined by ` | `."""
+"""Blocks of HTML. Tables survive as text: cells joined by ` | `, a table within a cell in parentheses."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from finetune.corpus.blocks import Block, Blocks
+from finetune.corpus.streams import BadInput, bad
 
 _NOT_TEXT = ("script", "style", "noscript", "template", "nav", "head", "svg", "button", "form", "iframe")
-_LEAVES = (
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "p",
-    "li",
-    "tr",
-    "pre",
-    "blockquote",
-    "dt",
-    "dd",
-    "figcaption",
-    "caption",
-)
-_CONTAINERS = (
-    "div",
-    "section",
-    "article",
-    "main",
-    "body",
-    "td",
-    "th",
-    "header",
-    "footer",
-    "aside",
-    "center",
-    "address",
-)
+_BLOCKS = {
+    "h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "blockquote", "dt", "dd", "figcaption", "caption", "div", "section",
+    "article", "main", "body", "td", "th", "header", "footer", "aside", "center", "address", "ul", "ol", "dl", "table",
+}  # fmt: skip
+_WIDEST = 100
+"""A cell that claims more columns or rows claims so many."""
 
 
-def read_html(text: str) -> Blocks:
-    """Block elements in order; scripts, styles and navigation are left out; a table row is one block."""
+def read_html(name: str, text: str) -> Blocks | BadInput:
+    """Block elements in order; scripts, styles and navigation are left out; a table row is one block.
+
+    A merged cell stands once, at its first place; its other places are empty. A row with text in one cell only is a
+    frame for a layout: what is in it is read as if it stood alone.
+    """
     from bs4 import BeautifulSoup
     from bs4.element import NavigableString, PreformattedString, Tag
 
@@ -55,7 +37,19 @@ def read_html(text: str) -> Blocks:
         if joined:
             pieces.append((joined, level))
 
-    def walk(node: Tag) -> None:
+    def table_row(row: Tag, spans: dict[int, int]) -> None:
+        close()
+        cells = row.find_all(["td", "th"], recursive=False)
+        told = [cell for cell in cells if cell.get_text().strip()]
+        placed = [(_cell_text(cell), _span(cell, "colspan"), _span(cell, "rowspan")) for cell in cells]
+        filled = list(_filled(placed, spans))
+        if len(told) == 1 and told[0].find("table") is not None:
+            walk(told[0])
+            close()
+        elif any(filled):
+            pieces.append((" | ".join(filled), 0))
+
+    def walk(node: Tag, spans: dict[int, int] | None = None) -> None:
         for child in node.children:
             if isinstance(child, PreformattedString):
                 continue
@@ -64,19 +58,69 @@ def read_html(text: str) -> Blocks:
             elif child.name == "br":
                 running.append(" ")
             elif child.name == "tr":
-                close()
-                cells = [" ".join(cell.get_text(" ").split()) for cell in child.find_all(["td", "th"])]
-                pieces.append((" | ".join(cells), 0))
+                table_row(child, {} if spans is None else spans)
+            elif child.name in ("thead", "tbody", "tfoot"):
+                walk(child, spans)
             elif child.name == "pre":
                 close()
                 pieces.append((child.get_text().strip("\n"), 0))
-            elif child.name in _LEAVES or child.name in _CONTAINERS or child.name in ("ul", "ol", "dl", "table"):
+            elif child.name in _BLOCKS:
                 close()
-                walk(child)
+                walk(child, {} if child.name == "table" else None)
                 close(int(child.name[1]) if re.fullmatch("h[1-6]", child.name) else 0)
             else:
                 walk(child)
 
-    walk(soup)
+    try:
+        walk(soup)
+    except RecursionError:
+        return bad(name, 0, "nested too deeply", "this HTML is nested too deeply", "tidy it, or take it out")
     close()
     return [Block(piece, number, level) for number, (piece, level) in enumerate(pieces, start=1)]
+
+
+def _filled(cells: list[tuple[str, int, int]], spans: dict[int, int]) -> Iterator[str]:
+    """The texts of a row with an empty one at each place that a merged cell takes; `spans`: column -> rows still taken.
+
+    `cells` are (text, columns, rows).
+    """
+    column = 0
+    for text, columns, rows in [*cells, ("", 0, 0)]:
+        while spans.get(column, 0) > 0:
+            spans[column] -= 1
+            column += 1
+            yield ""
+        if columns:
+            yield text
+            yield from [""] * (columns - 1)
+        for place in range(column, column + columns):
+            spans[place] = rows - 1
+        column += columns
+
+
+def _span(cell: Any, what: str) -> int:
+    given = str(cell.get(what) or "")
+    return min(max(int(given), 1), _WIDEST) if re.fullmatch(r"\d{1,9}", given) else 1
+
+
+def _cell_text(cell: Any) -> str:
+    return " ".join(" ".join(_texts(cell)).split())
+
+
+def _texts(node: Any) -> Iterator[str]:
+    from bs4.element import PreformattedString, Tag
+
+    for child in node.children:
+        if not isinstance(child, Tag):
+            if not isinstance(child, PreformattedString):
+                yield str(child)
+        elif child.name == "table":
+            rows = [_cell_texts(row) for row in child.find_all("tr") if row.find_parent("table") is child]
+            yield f"({'; '.join(row for row in rows if row)})"
+        else:
+            yield from _texts(child)
+
+
+def _cell_texts(row: Any) -> str:
+    texts = (_cell_text(cell) for cell in row.find_all(["td", "th"], recursive=False))
+    return " | ".join(text for text in texts if text)

@@ -4,10 +4,14 @@ import logging
 import re
 import zipfile
 import zlib
-from typing import BinaryIO
+from collections.abc import Container, Iterator
+from typing import Any, BinaryIO
 
 from finetune.corpus.blocks import Block, Blocks
-from finetune.corpus.streams import BadInput, bad
+from finetune.corpus.streams import LONGEST, BadInput, bad
+
+_WIDEST = 100
+"""A cell that claims more columns claims so many."""
 
 
 def read_pdf(name: str, stream: BinaryIO) -> Blocks | BadInput:
@@ -51,20 +55,28 @@ def _printable(text: str) -> str:
 
 
 def read_docx(name: str, stream: BinaryIO) -> Blocks | BadInput:
-    """Paragraphs, headings by their style, table rows, in document order."""
+    """Paragraphs, headings by their style and table rows, in document order, content controls and insertions included.
+
+    A merged cell stands once, at its first place; a table within a cell stands in parentheses. Headers, footers, notes
+    and comments are no part of the text.
+    """
     import docx
     from docx.opc.exceptions import OpcError
-    from docx.table import Table
     from lxml.etree import LxmlError
 
     pieces: list[tuple[str, int]] = []
     try:
+        with zipfile.ZipFile(stream) as archive:
+            if sum(part.file_size for part in archive.infolist() if part.filename.endswith(".xml")) > 2 * LONGEST:
+                rule = f"this DOCX holds more than {2 * LONGEST >> 20} MiB of XML"
+                return bad(name, 0, "document too long", rule, "divide it into several files")
         document = docx.Document(stream)
-        for item in document.iter_inner_content():
-            if isinstance(item, Table):
-                pieces += [(" | ".join(" ".join(cell.text.split()) for cell in row.cells), 0) for row in item.rows]
+        for element in _elements(document.element.body):
+            if element.tag == _TABLE:
+                pieces += [(" | ".join(cells), 0) for cells in _rows(element) if any(cells)]
             else:
-                pieces.append((item.text, _docx_level(item.style.name if item.style is not None else "")))
+                style = docx.text.paragraph.Paragraph(element, document._body).style
+                pieces.append((_text(element), _docx_level(style.name if style is not None else "")))
     # As for PDF: a broken archive or a feature the parser has not implemented surfaces as any of these.
     except (
         OpcError,
@@ -75,12 +87,67 @@ def read_docx(name: str, stream: BinaryIO) -> Blocks | BadInput:
         TypeError,
         AttributeError,
         OSError,
+        EOFError,
+        RecursionError,
         NotImplementedError,  # python-docx's word for a feature of the format that it does not read
         zlib.error,
     ) as error:
         rule = f"this DOCX cannot be read ({type(error).__name__})"
         return bad(name, 0, "unreadable file", rule, "save it again as .docx")
     return [Block(_printable(text), number, level) for number, (text, level) in enumerate(pieces, start=1)]
+
+
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_PARAGRAPH, _TABLE, _ROW, _CELL = f"{_W}p", f"{_W}tbl", f"{_W}tr", f"{_W}tc"
+_TWICE = (f"{_W}moveFrom", "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback")
+"""What stands elsewhere in the document as well."""
+_SIGNS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
+
+
+def _elements(parent: Any, wanted: Container[str] = (_PARAGRAPH, _TABLE)) -> Iterator[Any]:
+    """The elements of these kinds below `parent`, not those within them."""
+    for child in parent:
+        if child.tag in wanted:
+            yield child
+        elif child.tag not in _TWICE:
+            yield from _elements(child, wanted)
+
+
+def _text(paragraph: Any) -> str:
+    """The text of a paragraph, also in links, content controls, insertions and text boxes; deletions are none."""
+    parts: list[str] = []
+    for child in paragraph:
+        if child.tag == f"{_W}t":
+            parts.append(child.text or "")
+        elif child.tag in _SIGNS:
+            parts.append(_SIGNS[child.tag])
+        elif child.tag == _PARAGRAPH:
+            parts.append(f"\n{_text(child)}\n")
+        elif child.tag not in _TWICE:
+            parts.append(_text(child))
+    return "".join(parts)
+
+
+def _rows(table: Any) -> Iterator[list[str]]:
+    for row in _elements(table, (_ROW,)):
+        cells: list[str] = []
+        for cell in _elements(row, (_CELL,)):
+            merge = cell.find(f"{_W}tcPr/{_W}vMerge")
+            span = cell.find(f"{_W}tcPr/{_W}gridSpan")
+            goes_on = merge is not None and merge.get(f"{_W}val", "continue") == "continue"
+            places = int(span.get(f"{_W}val", "1")) if span is not None else 1
+            cells += ["" if goes_on else _cell_text(cell), *[""] * (min(places, _WIDEST) - 1)]
+        yield cells
+
+
+def _cell_text(cell: Any) -> str:
+    parts = []
+    for element in _elements(cell):
+        if element.tag == _TABLE:
+            parts.append(f"({'; '.join(' | '.join(filter(None, row)) for row in _rows(element) if any(row))})")
+        else:
+            parts.append(_text(element))
+    return " ".join(" ".join(parts).split())
 
 
 def _docx_level(style: str | None) -> int:

@@ -124,10 +124,7 @@ def _read(piece: Piece, source: Source, source_name: str, tidied: list[layout.Ti
             if piece.kind == "pdf" and source.layout.any and not isinstance(found, BadInput):
                 found, changed = layout.tidy_blocks(found, source.layout, over_pages=source.cut.by != "page")
                 tidied.append(changed)
-            if isinstance(found, BadInput):
-                yield found
-            else:
-                yield from documents.cut_document(name, piece.kind, found, source.cut)
+            yield from _cut(name, piece.kind, found, source)
         else:
             yield from _read_text(piece, raw, source, source_name, tidied)
 
@@ -170,6 +167,7 @@ def _read_document(
     name: str, kind: str, lines: Iterator[Line], source: Source, tidied: list[layout.Tidied]
 ) -> Iterator[Found]:
     """The rows of a document that must be held as a whole."""
+    made: blocks.Blocks | BadInput
     held: list[Line] = []
     size = 0
     for line in lines:
@@ -189,8 +187,12 @@ def _read_document(
         made = [block for block in blocks.read_txt(name, held) if isinstance(block, blocks.Block)]
     else:
         text = "\n".join(line.text for line in held)
-        made = blocks.read_md(text) if kind == "md" else html.read_html(text)
-    yield from documents.cut_document(name, kind, made, source.cut)
+        made = blocks.read_md(text) if kind == "md" else html.read_html(name, text)
+    yield from _cut(name, kind, made, source)
+
+
+def _cut(name: str, kind: str, found: blocks.Blocks | BadInput, source: Source) -> Iterable[Found]:
+    return [found] if isinstance(found, BadInput) else documents.cut_document(name, kind, found, source.cut)
 
 
 def read_sources(
