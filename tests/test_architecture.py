@@ -13,14 +13,14 @@ PACKAGE = ROOT / "finetune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "findings", "artifacts", "config", "metrics", "provenance", "wire"},
+    {"errors", "findings", "artifacts", "config", "kept", "metrics", "provenance", "wire"},
     {"chat", "corpus", "memory", "verify", "checks", "embedded", "wheels", "gates", "shards", "checkpoint", "signing",
      "leftovers", "order", "pulse", "resume", "spikes", "template"},
     {"libraries", "base", "ranks", "child", "generate", "collective", "guard", "loop", "tracking", "adapter", "deltas",
      "stream", "fourbit", "head", "parity", "quantise", "asked", "exact",
      "arguments", "attention", "fused", "reference", "sequence"},
     {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff", "report", "datasheet", "serve"},
-    {"train", "progress", "show", "compare", "cli"},
+    {"train", "progress", "show", "compare", "draft", "cli"},
 ]
 STAGES = {"sft", "dpo", "pairs", "bases", "merge", "proof", "export", "score", "handoff"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "wandb"}

@@ -7,7 +7,6 @@ interrupted goes on, and one whose metric changed asks nothing again.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 from finetune.artifacts import canonical_json, write_whole
 from finetune.chat import ChatFormat
 from finetune.corpus.records import Message, Mode
+from finetune.kept import append_lines, read_lines
 from finetune.score.prompts import after_thoughts
 
 Say = Callable[[str], None]
@@ -93,8 +93,9 @@ class Book:
         self.model = hashlib.sha256(canonical_json(about).encode()).hexdigest()
         self.file = folder / f"{self.model[:16]}.jsonl"
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
-        for line in self._lines():
-            self._known[line["prompt"], canonical_json(line["decoding"])] = line
+        for line in read_lines(self.file):
+            if "prompt" in line:
+                self._known[line["prompt"], canonical_json(line["decoding"])] = line
 
     def __len__(self) -> int:
         return len(self._known)
@@ -146,35 +147,9 @@ class Book:
     def _append(self, lines: Sequence[dict[str, Any]]) -> None:
         if not lines:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("ab") as file:
-            if file.tell() == 0:
-                lines = [{"about": self.about}, *lines]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            # After a kill the last line may be torn: whatever is written next must not become part of it.
-            file.write((text if self._ends_whole() else "\n" + text).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.file, lines, {"about": self.about})
         for line in lines:
-            if "prompt" in line:
-                self._known[line["prompt"], canonical_json(line["decoding"])] = line
-
-    def _ends_whole(self) -> bool:
-        with self.file.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            return size == 0 or file.read(1) == b"\n"
-
-    def _lines(self) -> "list[dict[str, Any]]":
-        found = []
-        for line in self.file.read_bytes().split(b"\n") if self.file.exists() else ():
-            try:
-                read = json.loads(line)
-            except ValueError:
-                continue  # torn by a kill: it is asked again
-            if isinstance(read, dict) and "prompt" in read:
-                found.append(read)
-        return found
+            self._known[line["prompt"], canonical_json(line["decoding"])] = line
 
 
 def _decoding(asked: Asked, repeat: int) -> dict[str, Any]:

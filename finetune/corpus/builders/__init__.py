@@ -15,9 +15,10 @@ from finetune.config.build import (
     FieldsBuilder,
     GroundedQuestionBuilder,
     HeadingBuilder,
+    TeacherBuilder,
 )
 from finetune.corpus.build import Item, fill
-from finetune.corpus.builders import citations, definitions, fields, headings, questions, references
+from finetune.corpus.builders import citations, definitions, fields, headings, questions, references, teacher
 from finetune.corpus.builders.drafts import Draft, Found, Place
 from finetune.corpus.ledger import Reject
 from finetune.corpus.split import Side
@@ -69,4 +70,6 @@ def _find(name: str, spec: Built, items: Sequence[Item], place: Place, books: Pa
             return questions.build(spec, items, place)
         case CitationBuilder():
             return citations.build(spec, items, place)
-    raise AssertionError(f"build.{name}: {spec.builder}")
+        case TeacherBuilder():
+            assert books is not None, "a teacher's replies are kept in a folder"
+            return teacher.build(name, spec, items, books)
