@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.checks import build, data, evaluation, export, machine, preferences, training
+from finetune.checks import build, data, evaluation, export, machine, preferences, steps, training
 from finetune.checks.passed import check_passed
 from finetune.config import Recipe
 from finetune.errors import Problem
@@ -37,6 +37,7 @@ def check(
         *data.check_mix(recipe),
         *data.check_texts(recipe),
         *data.check_prepare(recipe),
+        *steps.check_steps(recipe),
         *training.check_model(recipe),
         *training.check_method(recipe),
         *preferences.check_preferences(recipe),

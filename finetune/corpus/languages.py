@@ -26,6 +26,15 @@ _SHARED = {
     "Indic": (re.compile("[\u0900-\u0dff]"), "as bh bn gu hi kn ml mr ne or pa pi sa si sd ta te"),
 }
 """Scripts that several languages share and neither English nor Chinese uses, with the languages that do."""
+CODES = (
+    "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo "
+    "fr fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km "
+    "kn ko ku ky la lb lg lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt "
+    "qu ro ru rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa "
+    "wuu xh yo yue zh zu"
+).split()  # noqa: SIM905
+"""What a recipe may name: py3langid's languages, but for the one that means no language at all (zxx)."""
+
 _LONGEST = 2000
 """Characters that are looked at: more of a text does not change its language, and costs time."""
 
@@ -56,21 +65,13 @@ def name_language(text: str) -> tuple[str, float]:
         return next(shared, "?"), 1.0
     # Capitals are rare in what the recogniser was made from: `BUCKET WON'T OPEN` is lower-cased for it.
     code, certainty = _recogniser()(text.lower())
-    return code, float(certainty)
+    return code if code != "zxx" else "?", float(certainty)
 
 
 def is_unwanted(code: str, certainty: float, wanted: Collection[str], confidence: float) -> bool:
     """Whether a text of this language is surely none of the `wanted` ones. What is too short to tell passes."""
     users = _SHARED[code][1].split() if code in _SHARED else [code]
     return code != "?" and certainty >= confidence and not set(users) & set(wanted)
-
-
-@functools.cache
-def known_codes() -> frozenset[str]:
-    """The codes that a recipe may name."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return frozenset(LanguageIdentifier.from_model_file(MODEL_FILE).labels)
 
 
 @functools.cache

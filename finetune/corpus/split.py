@@ -16,7 +16,7 @@ SIDES: tuple[Side, ...] = ("train", "valid", "test")
 def side_of(group: str, seed: int, split: Split, latest: float | None = None) -> Side:
     """Where all rows of this group go. It depends on the group's name and the seed alone, so that adding rows, files
     or tasks never moves a group, and two sources that name the same group share its side. With a split by time it
-    depends on `latest`, the seconds of the group's latest row (see corpus.times); None where its source has none."""
+    depends on `latest`, the seconds of the group's latest row (see corpus.latest); None where its source has none."""
     if split.time is not None and latest is not None:
         return SIDES[side_at(latest, split.time)]
     point = draw(seed, "split", group)

@@ -1,15 +1,9 @@
-"""Split by time: when each row was, where its group's latest row goes, and how many groups lay on both sides."""
+"""Split by time: when a row was, and on which side that is."""
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import numpy as np
-from numpy.typing import NDArray
-
 from finetune.config.prepare import TimeSplit
-from finetune.corpus.boilerplate import key
 from finetune.errors import Problem
 
 
@@ -41,38 +35,3 @@ def side_at(seconds: float, settings: TimeSplit) -> int:
     """0 train, 1 valid, 2 test."""
     valid_from, test_from = bounds(settings)
     return 2 if seconds >= test_from else 1 if seconds >= valid_from else 0
-
-
-@dataclass(frozen=True)
-class Times:
-    """When the latest row of each group was: 16 bytes a group."""
-
-    groups: NDArray[np.uint64]
-    """Hashes of the groups' names, sorted."""
-    latest: NDArray[np.float64]
-    straddling: int
-    """Groups with rows on more than one side of valid_from and test_from."""
-    moved: int
-    """Rows that went to a later side than their own time says, with their group's latest row."""
-
-    def of(self, group: str) -> float | None:
-        """Seconds of the group's latest row; None for a group whose source has no time."""
-        wanted = key(group)
-        at = int(np.searchsorted(self.groups, np.uint64(wanted)))
-        found = at < len(self.groups) and int(self.groups[at]) == wanted
-        return float(self.latest[at]) if found else None
-
-
-def gather(rows: Iterable[tuple[str, float]], settings: TimeSplit) -> Times:
-    """From (group, seconds) of every row to the latest of each group."""
-    pairs = np.fromiter(
-        ((key(group), seconds) for group, seconds in rows), dtype=[("group", np.uint64), ("at", np.float64)]
-    )
-    pairs.sort(order=["group", "at"])
-    groups, firsts, inverse = np.unique(pairs["group"], return_index=True, return_inverse=True)
-    lasts = np.append(firsts[1:], len(pairs)) - 1 if len(pairs) else firsts
-    latest = pairs["at"][lasts]
-    sides = np.searchsorted(np.array(bounds(settings)), pairs["at"], side="right")
-    final = sides[lasts][inverse] if len(pairs) else sides
-    straddling = int((sides[firsts] != sides[lasts]).sum())
-    return Times(groups.astype(np.uint64), latest.astype(np.float64), straddling, int((sides != final).sum()))

@@ -3,10 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from finetune.config.prepare import Filters
 from finetune.corpus.clean import filter_reason
-from finetune.corpus.languages import is_unwanted, known_codes, name_language
+from finetune.corpus.languages import CODES, is_unwanted, name_language
 
 # Article 1 of the Universal Declaration of Human Rights in the words of the United Nations.
 ARTICLE_1 = {
@@ -31,6 +32,10 @@ def test_a_sentence_is_named_by_its_language_and_only_english_and_chinese_pass(c
     assert (filter_reason([ARTICLE_1[code]], WANTED) is None) == (code in ("en", "zh"))
 
 
+def test_a_recipe_may_name_every_language_that_the_recogniser_knows() -> None:
+    assert set(CODES) == set(LanguageIdentifier.from_model_file(MODEL_FILE).labels) - {"zxx"}
+
+
 @pytest.mark.parametrize("text", ["BUCKET WON'T OPEN", "L/H BOOM CYL LEAKING.", "更换油缸", "12.05.2004", "", "x" * 30])
 def test_what_is_too_short_to_tell_passes(text: str) -> None:
     assert filter_reason([text], Filters(min_chars=0, languages=("en", "zh"))) is None
@@ -53,5 +58,5 @@ def test_chinese_with_english_terms_is_chinese_and_english_with_a_chinese_name_i
 def test_a_text_in_a_wanted_language_is_never_unwanted(text: str, other: str) -> None:
     code, certainty = name_language(text)
     assert 0 <= certainty <= 1 + 1e-6
-    if code in known_codes():
+    if code in CODES:
         assert not is_unwanted(code, certainty, (other, code), 0.5)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.config.prepare import Split, TimeSplit
+from finetune.corpus.latest import gather
 from finetune.corpus.split import SIDES, side_of
-from finetune.corpus.times import gather, read_time, side_at
+from finetune.corpus.times import read_time, side_at
 
 TIME = TimeSplit(columns={"orders": "date"}, valid_from="2024-01-01", test_from="2024-07-01T00:00:00+00:00")
 

@@ -1,0 +1,106 @@
+"""What a recipe says of its steps on texts can be done, or is said before any document is read."""
+
+import pytest
+
+from tests.checks.composed import only, problems
+
+GLOSSARY = {"file": "tags.csv", "code": "token", "words": "meaning", "columns": {"work_orders": ["text"]}}
+TIME = {"columns": {"work_orders": "date"}, "valid_from": "2010-01-01", "test_from": "2011-01-01"}
+CUT = {"prepare.length": {"policy": "split"}}
+
+
+def test_a_recipe_with_every_step_has_no_problem() -> None:
+    assert (
+        problems(
+            {
+                "sources.handbook.layout": {"furniture": True, "hyphens": True, "lines": True},
+                "prepare.repair": {"glossary": GLOSSARY},
+                "prepare.filters": {"languages": ["en", "zh"], "repetition": 1.0, "boilerplate": 3},
+                "prepare.split": {"time": TIME},
+                "prepare.length": {"policy": "split"},
+                "tasks.place.split_column": "text",
+                "prepare.mix": {"weights": {"fields": 2.0, "place": 1.0}},
+            }
+        )
+        == []
+    )
+
+
+CASES = {
+    "layout of a table": ({"sources.work_orders.layout": {"lines": True}}, "sources.work_orders.layout", "no pages"),
+    "no glossary": (
+        {"prepare.repair": {"glossary": GLOSSARY | {"file": "x.csv"}}},
+        "prepare.repair.glossary.file",
+        "is not in",
+    ),
+    "glossary without repair": (
+        {"prepare.repair": {"enabled": False, "glossary": GLOSSARY}},
+        "prepare.repair.glossary",
+        "which is off",
+    ),
+    "glossary of no source": (
+        {"prepare.repair": {"glossary": GLOSSARY | {"columns": {"orders": ["text"]}}}},
+        "prepare.repair.glossary.columns.orders",
+        "not one of the sources",
+    ),
+    "glossary of nothing": (
+        {"prepare.repair": {"glossary": GLOSSARY | {"columns": {}}}},
+        "prepare.repair.glossary.columns",
+        "no column",
+    ),
+    "unknown language": ({"prepare.filters": {"languages": ["en", "cn"]}}, "prepare.filters.languages", "no language"),
+    "no language": ({"prepare.filters": {"languages": []}}, "prepare.filters.languages", "leaves no language"),
+    "no date": (
+        {"prepare.split": {"time": TIME | {"test_from": "1.1.11"}}},
+        "prepare.split.time.test_from",
+        "ISO 8601",
+    ),
+    "dates the wrong way": (
+        {"prepare.split": {"time": TIME | {"test_from": "2009-01-01"}}},
+        "prepare.split.time.test_from",
+        "come after",
+    ),
+    "time of no source": (
+        {"prepare.split": {"time": TIME | {"columns": {"orders": "date"}}}},
+        "prepare.split.time.columns.orders",
+        "sources",
+    ),
+    "time of nothing": (
+        {"prepare.split": {"time": TIME | {"columns": {}}}},
+        "prepare.split.time.columns",
+        "no column with a time",
+    ),
+    "cut column not in the prompt": (
+        CUT | {"tasks.place.split_column": "date"},
+        "tasks.place.split_column",
+        "column of the prompt",
+    ),
+    "cut column in the answer": (
+        CUT | {"tasks.place.split_column": "text", "tasks.place.answer": "{text}"},
+        "tasks.place.split_column",
+        "part of the answer",
+    ),
+    "cut column without the policy": (
+        {"tasks.place.split_column": "text"},
+        "tasks.place.split_column",
+        "only with prepare.length.policy",
+    ),
+    "nothing to cut": (CUT, "prepare.length.policy", "no task says"),
+    "mix of an unknown task": (
+        {"prepare.mix": {"weights": {"fields": 1, "place": 1, "places": 1}}},
+        "prepare.mix.weights.places",
+        "no task with",
+    ),
+    "mix that forgets a task": (
+        {"prepare.mix": {"weights": {"fields": 1}}},
+        "prepare.mix.weights",
+        "every trained task",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_rule_names_its_key(case: str) -> None:
+    changes, path, rule = CASES[case]
+    problem = only(changes)
+    assert (problem.path, rule in problem.rule) == (path, True), problem
