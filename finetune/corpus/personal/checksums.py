@@ -22,7 +22,9 @@ _IBAN_LENGTHS = {
 }  # fmt: skip
 _CN_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _DATE = re.compile(r"(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ](?:19|20)\d\d|(?:19|20)\d{6}")
+_NO_PHONE = re.compile(rf"{_DATE.pattern}|[+-]?\d+\.\d+")
 _SMALL = 32
+"""Below it, four numbers with dots are rather a version or a section than the address of a machine."""
 
 
 def luhn_holds(digits: str) -> bool:
@@ -82,9 +84,9 @@ def named_ip_holds(text: str) -> bool:
 
 
 def phone_holds(text: str) -> bool:
-    """7 to 15 digits (E.164) that are no date."""
+    """7 to 15 digits (E.164) that are no date and no decimal number."""
     number = re.split(r"(?i)\s?(?:x|ext)", text)[0]
-    return 7 <= sum(char.isdigit() for char in number) <= 15 and not _DATE.fullmatch(number.strip())
+    return 7 <= sum(char.isdigit() for char in number) <= 15 and not _NO_PHONE.fullmatch(number.strip())
 
 
 def record_holds(text: str) -> bool:

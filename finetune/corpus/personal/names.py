@@ -31,7 +31,7 @@ CHINESE = (
     rf"(?P<value>{_HAN}(?:(?!{_NOT_NEXT})[\u4e00-\u9fff](?![\u4e00-\u9fff]))?(?:(?=[^\u4e00-\u9fff]|$)"
     rf"|(?={_NOT_NEXT})"
     rf"|(?=先生|女士|小姐|电话|手机|身份证|男|女)))"
-    rf"|(?P<value2>{_HAN}[\u4e00-\u9fff]?)(?=先生|女士|小姐|同志|经理|医生|老师|教授|律师|法官)"
+    rf"|(?<![\u4e00-\u9fff])(?P<value2>{_HAN}[\u4e00-\u9fff]?)(?=先生|女士|小姐|同志|经理|医生|老师|教授|律师|法官)"
 )
 _WAY = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|Terrace|Way|Parkway|Pkwy"

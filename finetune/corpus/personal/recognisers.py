@@ -24,7 +24,7 @@ class Finding:
 class Recogniser:
     kind: str
     pattern: re.Pattern[str]
-    """A group called `value...` is what is replaced, the whole match where there is no such group."""
+    """A group called `value...` is what is replaced, the whole match where there is none; a group `not` refuses it."""
     holds: Callable[[str], bool]
     sign: str
     """What must be in a text (a key of _SIGNS) for the pattern to be worth a try."""
@@ -35,28 +35,31 @@ _LETTERS = r"(?:" + _AFTER + r"|(?=[a-z]{2,}(?![a-z]*\d)))"
 """Chinese chat glues words of letters to a number."""
 _NUMBER = r"(?:[ \t_-]*(?:numbers?|num\b|no\b\.?|nr\b\.?|nbr\b\.?|#|id\b|identifier|code))"
 _IS = r"[\"']?[ \t]{0,3}(?:[:=#(]|\bis\b|\bwas\b|\bof\b|\breads?\b)?[ \t:#\"'(]{0,3}"
-_CODE = r"(?P<value>[A-Z0-9](?:[A-Z0-9]|[-/.](?=[A-Z0-9])){3,28})" + _AFTER
+_CODE = r"(?P<value>[A-Z0-9](?:[A-Z0-9]|[-/.](?=[A-Z0-9])| (?=\d{2,4}\b)){3,28})" + _AFTER
 _HELD = (
     r"mrn|medical[ _-]record|(?:patient|member|subscriber|beneficiary|employee|student|voter|customer|client)[ _-]?"
     r"|hospital|health (?:card|plan|insurance|record)|insurance(?: policy| card| member)?|policy(?:holder)?|claim|case"
     r"|passport|driv(?:er'?s?|ing) licen[sc]e|licen[sc]e plate|national insurance|nhs|(?:bank )?account|acct|a/c"
-    r"|routing|sort|tax(?:payer)?|identity card|id card|card|visa"
+    r"|routing|sort|tax(?:payer)?|identity card|id card|card|visa|aadhaar|pan"
 )
 _NAMED = (
-    r"mrn|medical[ _-]record|passport|driv(?:er'?s?|ing) licen[sc]e|nhs|bank account|itin|acct|patient[_ -]?id"
-    r"|member[_ -]?id|account(?=[: =#\t\"']{1,4}[\d#])"
+    r"mrn|medical[ _-]record|passport|driv(?:er'?s?|ing) licen[sc]e|nhs|bank account|itin|nino|aadhaar"
+    r"|steuer-?id|rrn|acct|patient[_ -]?id|member[_ -]?id|account(?=[: =#\t\"']{1,4}[\d#])"
 )
 _HAN_HELD = (
     r"病历|病案|住院|门诊|就诊|诊疗|医保|社保|社会保障|护照|通行证|军官证|士兵证|驾驶证"
     r"|驾照|档案|银行卡|信用卡|储蓄卡|卡号|账号|帐号|账户|帐户|保单|客户编|学号|学籍"
-    r"|工号|员工编|会员|身份证|证件|纳税人识别"
+    r"|マイナンバー|個人番号|工号|员工编"
+    r"|会员|身份证|证件|纳税人识别"
 )
 _PHONE = r"(?P<value>(?:\+ ?)?\(?\d(?:[ ().\/-]{0,2}\d){6,16}(?: ?(?:x|ext\.?|转|分机) ?\d{1,6})?)" + _AFTER
+_NUMBERED = r"(?:\b(?:sections?|sec|clauses?|chapter|versions?|ver|release|rev|firmware|build|art(?:icle)?|v)\b|§)"
 _CALL = (
-    r"(?:tele)?phone|(?<![a-z])(?:tel|fax|mobile|mob|hotline|whatsapp|wechat|desk:|office:|answering at)(?![a-z])"
+    r"(?:tele)?phone|(?<![a-z])(?:tel|fax|mobile|mob|hotline|mobil|handy|telefon|whatsapp|wechat)(?![a-z])"
+    r"|(?<![a-z])(?:desk:|office:|answering at)"
     r"|(?<![a-z])cell(?:phone|ular)?(?= ?(?:no|num|is|:|phone))"
     r"|(?<![a-z])(?:call|dial|ring|reach|contact|text)(?= (?:me|us|him|her|them|at|on|number|no)\b|:| [(+]?\d)"
-    r"|电话|手机|座机|热线|传真|微信|联系方式|致电|拨打"
+    r"|电话|電話|携帯|전화|연락처|手机|座机|热线|传真|微信|联系方式|致电|拨打"
 )
 
 
@@ -71,11 +74,12 @@ RECOGNISERS = (
     _find("secret", "key block", secrets.PRIVATE_KEY),
     _find("secret", "run", secrets.TOKEN, secrets.token_holds),
     _find("secret", "url", secrets.WEBHOOK),
-    _find("secret", "url", secrets.IN_URL),
+    _find("secret", "url", secrets.IN_URL, secrets.url_password_holds),
     _find("secret", "key word", secrets.HEADER, secrets.key_holds),
     _find("secret", "key word", secrets.PASSWORD, secrets.password_holds),
     _find("secret", "key word", secrets.KEY, secrets.key_holds),
     _find("secret", "key word", secrets.FLAG, secrets.password_holds),
+    _find("secret", "user", secrets.CURL),
     _find("email", "@", r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9_](?:[A-Za-z0-9_.+%'-]{0,62}[A-Za-z0-9_+-])?@"
           r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])"),
     _find("email", "(at)", r"(?i)(?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+-]{1,64} ?[\[({] ?at ?[\])}] ?[A-Za-z0-9.-]{1,60}"
@@ -88,11 +92,13 @@ RECOGNISERS = (
           + r"(?P<value>\d(?:[ -]?\d){11,18})" + _AFTER, checksums.named_card_holds),
     _find("ssn", "number", _BEFORE + r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![-\d])" + _AFTER),
     _find("ssn", "number", r"(?i)(?:\bssn|social security)[^\d\n]{0,24}" + _BEFORE
-          + r"(?P<value>(?!000|666|9)\d{3}[ .-]?(?!00)\d{2}[ .-]?(?!0000)\d{4})(?![-\d])" + _AFTER),
+          + r"(?P<value>(?!000|666)\d{3}[ .-]?(?!00)\d{2}[ .-]?(?!0000)\d{4})(?![-\d])" + _AFTER),
     _find("cn_mobile", "number", _BEFORE + r"(?:\+?(?:00)?86[ -]?)?1[3-9]\d(?:[ -]?\d{4}){2}" + _LETTERS),
-    _find("phone", "number", r"(?<![\w+])\+[1-9](?:[ .()/-]{0,2}\d){7,14}(?: ?(?:x|ext\.?) ?\d{1,6})?" + _AFTER),
+    _find("phone", "number", r"(?<![\w+])\+[1-9](?:[ .()/-]{0,2}\d){7,14}(?: ?(?:x|ext\.?) ?\d{1,6})?" + _AFTER,
+          checksums.phone_holds),
     _find("phone", "number", _BEFORE + r"(?:(?:\+?1|001)[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}(?P<sep>[.-]))\d{3}"
           r"(?(sep)(?P=sep)|[ .-])\d{4}(?: ?(?:x|ext\.?) ?\d{1,6})?(?![-\d])" + _AFTER),
+    _find("phone", "number", r"(?<![A-Za-z0-9.,-])0\d{1,2}-\d{3,4}-\d{4}(?![-A-Za-z0-9])"),
     _find("phone", "number", r"(?<![A-Za-z0-9.,-])0(?:10|2\d|[3-9]\d{2})[ -]\d{7,8}(?:-\d{1,5})?" + _AFTER),
     _find("record", "named code", rf"(?i)(?<![A-Za-z])(?:(?:{_HELD}){_NUMBER}|(?:{_NAMED})){_IS}{_CODE}",
           checksums.record_holds),
@@ -101,12 +107,15 @@ RECOGNISERS = (
     _find("record", "number", r"护照[^\dA-Za-z\n]{0,8}(?P<value>[A-Z]{1,2}\d{7,8})" + _AFTER),
     _find("record", "number", r"卡[^\d\n]{0,8}(?P<value>\d{4}(?: ?\d{4}){3}(?: ?\d{1,3})?)" + _AFTER),
     _find("record", "number", _BEFORE + r"62\d{14,17}(?=[ ,，]{0,2}[\u4e00-\u9fff]{0,8}卡)"),
+    _find("record", "number", r"(?<![A-Za-z0-9.,-])\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])-[1-4]\d{6}"
+          r"(?![-A-Za-z0-9])"),
     _find("record", "number", r"案号[ :：]{0,2}(?P<value>[（(]\d{4}[）)][\u4e00-\u9fff]{1,3}\d{0,4}"
           r"[\u4e00-\u9fff]{1,4}\d{1,6}号)"),
     _find("phone", "number", rf"(?i)(?:{_CALL})[^\d+(]{{0,20}}{_PHONE}", checksums.phone_holds),
     _find("phone", "number", _BEFORE + rf"{_PHONE}(?= ?-? ?(?:office|fax|mobile|cell|desk)\b)", checksums.phone_holds,
           re.ASCII | re.IGNORECASE),
-    _find("ip", "dots", r"(?<![\w.])(?<![§])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)", checksums.ip_holds),
+    _find("ip", "dots", rf"(?i)(?P<not>{_NUMBERED}[^\w\n]{{0,3}})?(?<![\w.])"
+          r"(?P<value>(?:\d{1,3}\.){3}\d{1,3})(?![\w.]*\d)", checksums.ip_holds),
     _find("ip", "dots", r"(?i)(?:\bip(?:v4)?\b|\bhost\b|\bserver\b|address|gateway|://|地址)[^\w\n]{0,4}(?:is )?"
           r"(?P<value>(?:\d{1,3}\.){3}\d{1,3})(?![\w.]*\d)", checksums.named_ip_holds),
     _find("ip", "colons", r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])", checksums.ip_holds),
@@ -129,7 +138,9 @@ _PLAIN = {
     **dict.fromkeys([*range(0x2010, 0x2016), 0x2212], 0x2D),
 }
 """Full-width signs, odd spaces and odd hyphens as ASCII, one for one: a number written with them is the same number."""
-_KEY_WORD = re.compile(r"(?i)pass|pwd|\bpw\b|secret|token|key|credential|bearer|basic|密码|口令|暗号|密钥|秘钥|令牌")
+_KEY_WORD = re.compile(
+    r"(?i)pass|pwd|\bpw\b|authoriz|secret|token|key|credential|bearer|basic|密码|口令|暗号|密钥|秘钥|令牌"
+)
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _SIGNS: dict[str, Callable[[str], object]] = {
     "": _always,
@@ -137,6 +148,7 @@ _SIGNS: dict[str, Callable[[str], object]] = {
     "(at)": re.compile(r"(?i)[\[({] ?at ?[\])}]").search,
     "key block": lambda text: "-----BEGIN " in text or "PuTTY-User-Key-File" in text,
     "run": re.compile(r"[A-Za-z0-9_/+=.:~-]{18}").search,
+    "user": re.compile(r"(?:-u|--user)[ =]?[\"']?[^\s:]{1,60}:").search,
     "url": lambda text: "://" in text,
     "key word": _KEY_WORD.search,
     "code": re.compile(r"(?i)(?<![A-Za-z0-9])[a-z]{2}\d\d[ -]?[a-z0-9]{4}").search,
@@ -168,12 +180,13 @@ def find_personal(text: str, kinds: Iterable[str], label: str = "") -> list[Find
             seen[sign] = bool(_SIGNS[sign](text))
         if not seen[sign]:
             continue
+        refused = "not" in recogniser.pattern.groupindex
         for match in recogniser.pattern.finditer(text):
             group = match.lastgroup if match.lastgroup and match.lastgroup.startswith("value") else 0
             start, end = match.span(group)
             at = bisect_left(found, start, key=_start)
             free = (at == 0 or found[at - 1].end <= start) and (at == len(found) or end <= found[at].start)
-            if free and recogniser.holds(text[start:end]):
+            if free and not (refused and match["not"]) and recogniser.holds(text[start:end]):
                 found.insert(at, Finding(start, end, recogniser.kind))
     return [Finding(one.start - len(ahead), one.end - len(ahead), one.kind) for one in found if one.kind]
 
