@@ -27,9 +27,12 @@ _LABEL = re.compile(
 _REFERENCE = re.compile(
     rf"(?:\b(?P<kind>{_WORD})(?P<many>s)?\.?\s+|(?P<sign>§+)\s*)(?P<number>{_NUMBER})"
     rf"(?P<part>(?:\s?\([a-zA-Z0-9]{{1,5}}\))*)"
-    rf"(?P<more>(?:,\s*|\s+(?:and|or|to|through)\s+|,\s*(?:and|or)\s+|\s*[–—]\s*)(?:(?:{_WORD})s?\s+|§+\s*)?"
+    r"(?P<more>(?:,\s*|\s+(?:and|or|to|through)\s+|,\s*(?:and|or)\s+|\s*[–—]\s*)"
     rf"(?:{_NUMBER}|\([a-zA-Z0-9]{{1,5}}\))(?![\w]))?",
     re.IGNORECASE,
+)
+_CHAIN = re.compile(
+    rf"(?:,?\s*(?:and|or)?\s*(?:(?:{_WORD})s?\.?\s+|§+\s*){_NUMBER}(?:\s?\([a-zA-Z0-9]{{1,5}}\))*)*", re.IGNORECASE
 )
 _ELSEWHERE = re.compile(
     r"\s*,?\s*(?:of|to|in|under)\s+(?!this\b|that\s+(?:article|section|clause)\b|the\s+(?:present|same)\b)"
@@ -156,7 +159,7 @@ def references(text: str) -> Iterator[Reference]:
         reason = ""
         if match["more"] or match["many"] or len(match["sign"] or "") > 1:
             reason = "names several clauses"
-        elif _ELSEWHERE.match(text[match.end() : match.end() + 40]) or _BEFORE.search(text[: match.start()][-20:]):
+        elif _is_elsewhere(text, match.start(), match.end()):
             reason = "refers to another document"
         before = text[max(0, match.start() - 60) : match.start()]
         ahead = _PART_BEFORE.search(before)
@@ -179,3 +182,9 @@ def references(text: str) -> Iterator[Reference]:
         second = f".{read_chinese(match['second'])}" if match["second"] else ""
         label = Label("条", f"{read_chinese(match['number'])}{second}")
         yield Reference(match.start(), match.end(), label, match["part"], reason)
+
+
+def _is_elsewhere(text: str, start: int, end: int) -> bool:
+    """Whether an English reference goes on with `of the Sale Act`, also after `and Section 4`, or follows `U.S.C.`"""
+    after = _CHAIN.sub("", text[end : end + 160], count=1)
+    return bool(_ELSEWHERE.match(after) or _BEFORE.search(text[max(0, start - 20) : start]))

@@ -14,12 +14,12 @@ _QUOTED = re.compile(
     r"[\"“](?P<term>[^\"“”\n]{1,80})[\"”](?P<scope>,?\s(?:in relation to|with respect to|as used|when used|"
     r"for the purposes? of|where used)\b[^,;.\"“”\n]{1,80},?)?,?\s+"
     r"(?P<verb>means?|shall mean|(?:is|are) defined as|refers? to|"
-    r"(?:shall have|has|have) the (?:same )?meanings?|(?:shall )?includes?|does not include)\b[\s:,]*"
+    r"(?:shall have|has|have) the (?:same )?meanings?|(?:shall )?includes?|does not include)\b,?\s*"
 )
 _BARE = re.compile(
     r"^[^\S\n]*(?:\(?[0-9A-Za-z]{1,4}[.)]\s+)?(?P<term>[A-Z][A-Za-z’'/-]*(?:\s(?:[A-Za-z’'/-]+|\([A-Z]+\))){0,6}?)"
     r"(?P<scope>,?\s(?:as used|when used|for the purposes? of)\b[^,;.\n]{1,60},)?\s+"
-    r"(?P<verb>means|shall mean|(?:is|are) defined as)\s(?!of\b|that\b|to\b|by\b|and\b|or\b|for\b)[\s:,]*",
+    r"(?P<verb>means|shall mean|(?:is|are) defined as)\s(?!of\b|that\b|to\b|by\b|and\b|or\b|for\b)\s*",
     re.MULTILINE,
 )
 _NO_TERM = re.compile(r"(?:This|That|It|Which|What|These|Those|By|The same|Such|And|Or|If|Where|As|For|In|Any)\b")
@@ -27,7 +27,7 @@ _CHINESE = re.compile(
     r"(?:^|(?<=[。；：\n]))[^\S\n]*(?:（[一二三四五六七八九十]{1,3}）|第[一二三四五六七八九十百零]+条)?[^\S\n]*"
     r"(?:(?:本|前|该|上)[一-鿿]{1,12}?(?:所称|中|所指)(?:的)?|前款所称(?:的)?|所称(?:的)?)?"
     r"(?P<term>“[^”\n]{1,30}”|[^，。；：、“”（）\s]{2,24})(?P<scope>（[^）\n]{1,30}）)?"
-    r"(?:，(?:是指|系指|指(?![定导挥示令派使出控明引]))|(?:是指|系指)(?!向))[：，]?"
+    r"(?:，(?:是指|系指|指(?![定导挥示令派使出控明引]))|(?:是指|系指)(?!向))，?"
 )
 _ELSEWHERE, _INCLUDES = re.compile(r"meaning"), re.compile(r"include")
 _AS_OTHERS = re.compile(r"(?:assigned|given|ascribed|set forth|set out|specified|provided|stated|as defined)\b")
@@ -130,7 +130,8 @@ def _unquoted(text: str, extent: Extent) -> Extent:
 def _checked(text: str, term: Extent, meaning: Extent, sentence: Extent, reason: str) -> Definition:
     said = text[slice(*meaning)]
     if not reason:
-        if said.endswith(tuple(_LIST_END)) or re.search(r"[:：—–]\s*$", text[meaning[0] : meaning[1] + 2]):
+        after = text[meaning[1] : meaning[1] + 2].strip()
+        if any(part[:1] in _LIST_END or part[-1:] in _LIST_END for part in (said, after) if part):
             reason = "the definition is a list of items"
         elif len(said) < (_SHORTEST if not is_chinese(said) else _SHORTEST // 2):
             reason = "the definition is too short"
