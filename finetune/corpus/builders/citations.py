@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from finetune.config.build import CitationBuilder
 from finetune.corpus.build import Item
+from finetune.corpus.builders.clauses import body_start
 from finetune.corpus.builders.drafts import Draft, Found, Place, Span, Unused
 from finetune.corpus.builders.passages import Question, deal, shelve
 from finetune.corpus.builders.sentences import Extent, is_chinese, sentences, without_enumerator
@@ -45,12 +46,13 @@ def _with_quote(draft: Draft) -> Draft:
 
 
 def _statement(spec: CitationBuilder, item: Item) -> Question | Unused:
-    text = item.columns[spec.text]
-    found = list(_rules(text))
+    begin = body_start(spec, item)
+    found = list(_rules(item.columns[spec.text][begin:]))
     if not found:
         return Unused(item, "no sentence says by itself what one must or may do")
-    extent, statement = found[0]
-    return Question(Span(item, spec.text, *extent), f"rule{extent[0]}", statement, {"statement": statement})
+    (start, end), statement = found[0]
+    span = Span(item, spec.text, begin + start, begin + end)
+    return Question(span, f"rule{span.start}", statement, {"statement": statement})
 
 
 def _rules(text: str) -> Iterator[tuple[Extent, str]]:

@@ -51,6 +51,8 @@ _OWN_LAW = re.compile(r"(?:本法|本条例|本规定|本办法|本解释|本决
 
 
 _TRIM = " \t\n.:;,。：；，、—–-【】[]|*#"
+_CLOSES = tuple("\n.:;。：；—–-】]|")
+"""What stands behind a heading that a text repeats; behind a word that only begins a sentence stands none of these."""
 _PART_BEFORE = re.compile(
     r"(?:sub-?)?(?:clause|paragraph|section|item)(?P<many>s)?\s+(?P<part>\([0-9A-Za-z]{1,5}\))"
     r"(?P<more>(?:\s*(?:,|and|or|to)\s*\([0-9A-Za-z]{1,5}\))*)\s+of\s+$",
@@ -132,7 +134,8 @@ def body_start(spec: Headed, item: Item) -> int:
     words = heading_extent(spec, item)
     heading = item.columns[spec.heading][slice(*words)] if words and spec.heading else ""
     told = start + len(text[start:]) - len(text[start:].lstrip(_TRIM))
-    if heading and text.startswith(heading, told) and text[told + len(heading) :].strip(_TRIM):
+    after = text[told + len(heading) :]
+    if heading and text.startswith(heading, told) and after[:1] in _CLOSES and after.strip(_TRIM):
         start = told + len(heading)
         start += len(text[start:]) - len(text[start:].lstrip(_TRIM))
     return start

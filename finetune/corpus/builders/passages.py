@@ -73,7 +73,7 @@ def deal(
             yield question
             continue
         item = question.span.item
-        begin = shelf[index].begin
+        begin = min(shelf[index].begin, question.span.start)
         text = item.columns[question.span.column][begin:]
         right = around(text, (question.span.start - begin, question.span.end - begin), spec.passage_chars)
         if right is None:

@@ -64,7 +64,7 @@ def side(one: Item) -> Side:
     return {"g0": "test", "g1": "valid"}.get(one.group, "train")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(corpora(), st.sampled_from(BUILDERS), st.integers(2, 4), st.sampled_from([0.0, 0.3, 1.0]))
 def test_every_span_is_the_quote_and_no_side_meets_another(items, builder, passages, share) -> None:
     rows, rejects = build(items, builder, side, **options(builder, passages, share))
