@@ -1,5 +1,9 @@
 """Rules of what SCORE is asked to measure."""
 
+import importlib.util
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 from finetune.config import Recipe
@@ -31,3 +35,18 @@ def check_score(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "score.context", None, "needs training rows, of whose text the long contexts are made", "score.context=null"
         )
+
+
+def check_harness(recipe: Recipe) -> Iterator[Problem]:
+    """Tasks that lm-eval does not know or has no data for; found in a process of its own (8 s)."""
+    asked = list(recipe.score.harness.tasks)
+    if not asked:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        fix = "pip install --no-deps --require-hashes -r requirements/dev.txt, or score.harness.tasks=[]"
+        yield Problem("score.harness.tasks", asked, "lm-eval is not installed", fix)
+        return
+    command = [sys.executable, "-m", "finetune.score.harness", *asked]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    for found in json.loads(done.stdout.splitlines()[-1]):
+        yield Problem("score.harness.tasks", *found)

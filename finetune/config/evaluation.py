@@ -28,6 +28,19 @@ class Context(Section):
     """Questions for each length, depth and kind (needle, cross-reference)."""
 
 
+class Harness(Section):
+    """Tasks of lm-evaluation-harness, asked of base and tuned model (the extra `harness`)."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of its tasks, groups or tags; their data must be in Hugging Face's cache or within reach."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Examples in each prompt; null: what the task's own file says."""
+    limit: Positive | None = None
+    """At most so many rows of each task, the first ones; null: all."""
+    chat_template: bool = True
+    """Whether prompts go through the model's template (never in thinking mode), as a served model is asked."""
+
+
 class Score(Section):
     shots: Annotated[int, Field(ge=0, le=16)] = 4
     """Worked examples in the few-shot base prompt, drawn from the training rows."""
@@ -45,6 +58,8 @@ class Score(Section):
     """Whether the tuned model says the same when it is asked again."""
     context: Context | None = None
     """What the tuned model loses over long contexts; null: not measured."""
+    harness: Harness = Harness()
+    """Public tasks beside the recipe's own."""
     latency_file: str | None = None
     """latency.json of `finetune score --latency`, for the report and, where it is of these weights,
     gates.latency_p95_max."""

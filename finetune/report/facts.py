@@ -19,7 +19,7 @@ from finetune.report import samples, verdict
 SCHEMA_VERSION = "1"
 SYSTEMS = ("base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline", "tuned")
 """Those that a task always names, null where they were not asked; others (`sft`, `merged`) only where they are."""
-MEASURED = ("modes", "consistency", "context", "leaks")
+MEASURED = ("modes", "consistency", "context", "leaks", "harness")
 """Parts of scores.json that a recipe has to ask for: handed on where they are."""
 
 

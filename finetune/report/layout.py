@@ -36,11 +36,11 @@ TERMS: Mapping[str, Sequence[str]] = {
 }
 """Section -> words of the glossary that it explains on the spot."""
 SECTIONS = (
-    "gates", "gain", "general", "answers", "seen", "consistency", "leaks", "context", "modes", "latency", "curves",
-    "data", "parity", "export", "time", "lineage", "environment", "again", "words",
+    "gates", "gain", "general", "harness", "answers", "seen", "consistency", "leaks", "context", "modes", "latency",
+    "curves", "data", "parity", "export", "time", "lineage", "environment", "again", "words",
 )  # fmt: skip
 """In the order of the page. A section that nothing was measured for is left out: its gate says so."""
-_ASKED = ("consistency", "leaks", "context", "modes", "latency", "export")
+_ASKED = ("harness", "consistency", "leaks", "context", "modes", "latency", "export")
 
 
 def environment(facts: Mapping[str, Any]) -> Environment:

@@ -14,13 +14,13 @@ from finetune.artifacts import Artifact, Stage, canonical_json, write_whole
 from finetune.base import set_threads
 from finetune.chat import ChatFormat
 from finetune.config.data import Task
-from finetune.config.evaluation import Consistency, Context
+from finetune.config.evaluation import Consistency, Context, Harness
 from finetune.config.machine import Machine
 from finetune.config.model import Model
 from finetune.config.section import Section
 from finetune.config.training import Method
 from finetune.corpus.records import Mode
-from finetune.score import consistency, context, general, leaks, modes
+from finetune.score import consistency, context, general, harness, leaks, modes
 from finetune.score.answers import Answer, Book, Say
 from finetune.score.inprocess import InProcess
 from finetune.score.questions import Questions
@@ -42,6 +42,7 @@ class Asked(Section):
     think_tokens: int
     consistency: Consistency
     context: Context | None
+    harness: Harness = Harness()
 
 
 class Config(Section):
@@ -103,6 +104,10 @@ def run(
     ask("base_few_shot", plain, few_shot=True)
     with _timed(timings, "general"):
         losses["base"] = _read_general("base", windows, both.as_base, plain.book, say)
+    public: dict[str, harness.Rows] = {}
+    if settings.score.harness.tasks:
+        with _timed(timings, "harness"):
+            public["base"] = harness.ask("base", settings.score.harness, both.as_base, base.path, plain.book, say)
     tuned = asker("tuned", both.as_tuned, both.about(tuned=True))
     made = ask("tuned", tuned)
     more: dict[str, Any] = {"leaks": _leaks(questions, scored)}
@@ -123,6 +128,11 @@ def run(
             )
     with _timed(timings, "general"):
         losses["tuned"] = _read_general("tuned", windows, both.as_tuned, tuned.book, say)
+    if public:
+        with _timed(timings, "harness"):
+            public["tuned"] = harness.ask("tuned", settings.score.harness, both.as_tuned, base.path, tuned.book, say)
+        more["harness"] = harness.compare(public["base"], public["tuned"])
+        write_whole(out / "harness.jsonl", "".join(f"{line}\n" for line in harness.lines(**public)))
     if checkpoint is not None:
         with _timed(timings, "merged"):
             model_dir = checkpoint.file("model")

@@ -152,6 +152,12 @@ def _asked_for() -> dict[str, Any]:
                         "determinism": {"prompts": 40, "identical": 39}},
         "context": {"lengths": lengths, "depths": depths, "kinds": kinds, "rows": cells, "loss": 0.282},
         "leaks": {"answers": 170, "found": [{"kind": "phone", "n": 1}], "total": 1},
+        "harness": [
+            {"task": "sciq", "version": "1.0", "shots": 0, "metric": "acc", "better": "higher", "n": 1000, "base": 0.71,
+             "tuned": 0.698, "difference": -0.012, "ci95": [-0.031, 0.007], "few_groups": False},
+            {"task": "wikitext", "version": "2.0", "shots": 0, "metric": "word_perplexity", "better": "lower", "n": 62,
+             "base": 31.2, "tuned": 31.9, "difference": 0.7, "ci95": None, "few_groups": False},
+        ],
         "latency": {"concurrency": 4, "requests": 96, "failed": 1, **times,
                     "tokens": {"prompt_mean": 143.2, "answer_mean": 12.6, "per_second": 61.3}, "server": "vLLM 0.32.0",
                     "machine": {"cpu": "a processor", "threads": 2}},

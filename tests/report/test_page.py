@@ -236,7 +236,7 @@ def test_a_run_with_little_in_it_still_makes_a_page(visit: Visit) -> None:
     task["differences"] = {name: task["differences"][name] for name in ("base_few_shot", "majority")}
     for name in ("details", "contamination", "p", "p_adjusted", "standard_error", "smallest_effect", "groups"):
         del task[name]
-    for name in ("modes", "consistency", "context", "leaks", "latency", "export"):
+    for name in ("modes", "consistency", "context", "leaks", "latency", "harness", "export"):
         del facts[name]
     facts |= {
         "tasks": [task], "gates": [], "curves": {}, "parity": {}, "ledger": [], "timings": {}, "rejects_examples": [],

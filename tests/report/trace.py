@@ -20,6 +20,7 @@ _QUOTED = {  # Parts of report.json that are a file, or a part of one, of a stag
     "general": ("score", "scores.json", "general"), "prompting": ("score", "scores.json", "prompting"),
     "modes": ("score", "scores.json", "modes"), "consistency": ("score", "scores.json", "consistency"),
     "context": ("score", "scores.json", "context"), "leaks": ("score", "scores.json", "leaks"),
+    "harness": ("score", "scores.json", "harness"),
     "parity": ("proof", "parity.json", None),
     "ledger": ("prepare", "ledger.json", None),
 }  # fmt: skip
