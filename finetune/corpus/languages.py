@@ -26,13 +26,13 @@ _SHARED = {
     "Indic": (re.compile("[\u0900-\u0dff]"), "as bh bn gu hi kn ml mr ne or pa pi sa si sd ta te"),
 }
 """Scripts that several languages share and neither English nor Chinese uses, with the languages that do."""
-CODES = (
+CODES = (  # noqa: SIM905
     "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo "
     "fr fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km "
     "kn ko ku ky la lb lg lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt "
     "qu ro ru rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa "
     "wuu xh yo yue zh zu"
-).split()  # noqa: SIM905
+).split()
 """What a recipe may name: py3langid's languages, but for the one that means no language at all (zxx)."""
 
 _LONGEST = 2000
