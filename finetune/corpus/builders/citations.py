@@ -17,11 +17,11 @@ _REWORDED = {
     "不得": "不可以", "应当": "必须", "必须": "应当", "可以": "可",
 }  # fmt: skip
 """Other words for the same duty or leave, which need no other form of the verb or its subject."""
-_DUTY = re.compile(r"\b(?:shall not|must not|may not|shall|must|(?<!case )may)\b|不得(?!不)|应当|必须|可以")
+_DUTY = re.compile(r"\b(?:shall not|must not|may not|shall|must|(?<!case )(?<!as )may)\b|不得(?!不)|应当|必须|可以")
 _LEANS = re.compile(
     r"(?:This|That|These|Those|It|Its|He|She|They|His|Her|Their|Such|Provided|However|Otherwise|But|And|Or|If so|"
     r"Explanation|Example|Note|Illustration|"
-    r"The (?:same|said|above|foregoing|following))\b|(?:前款|前项|该|其|此|上述|但|但是|前述|同时|对此|违反前)"
+    r"The (?:same|said|above|foregoing|following))\b|(?:对于|前款|前项|该|其|此|上述|但|但是|前述|同时|对此|违反前)"
 )
 _LEANS_INSIDE = re.compile(
     r"\b(?:as aforesaid|the said|the foregoing|such (?:person|case|order|law|period|notice)s?|as follows|"
@@ -71,8 +71,9 @@ def _rules(text: str) -> Iterator[tuple[Extent, str]]:
 
 def _reworded(said: str) -> str | None:
     """The sentence with its words of duty and leave in other words; None where it has none. Of nobody, `shall` forbids:
-    "No person shall" is "No person may"."""
-    if not _DUTY.search(said):
+    "No person shall" is "No person may", and a second such word in the sentence might not be meant of nobody."""
+    count = len(_DUTY.findall(said))
+    if not count or (count > 1 and _NONE.match(said)):
         return None
     words = {**_REWORDED, "shall": "may", "may": "shall"} if _NONE.match(said) else _REWORDED
     return _DUTY.sub(lambda match: words[match.group()], said)

@@ -18,11 +18,12 @@ _BREAK = re.compile(
     r"|(?P<line>\n(?=[^\S\n]*(?:[(（][0-9A-Za-z一二三四五六七八九十]{1,5}[)）]|[0-9]{1,3}[.)]\s|[-*•·]\s|第[零〇一二三四五六七八九十百千两0-9]+[条章节])))"
 )
 _ABBREVIATED = re.compile(
-    r"(?:^|[\s(\[\"“])(?:[A-Za-z]|[A-Za-z]\.[A-Za-z]|No|Nos|Art|Arts|Sec|Secs|Cl|Sch|Reg|Inc|Ltd|Co|Corp|Mr|Mrs|Ms|Dr|St|"
+    r"(?:^|[\s(\[\"“])(?:(?:[A-Za-z]\.)*[A-Za-z]|No|Nos|Art|Arts|Sec|Secs|Cl|Sch|Reg|Inc|Ltd|Co|Corp|Mr|Mrs|Ms|Dr|St|"
     r"vs?|cf|etc|e\.g|i\.e|approx|incl|pp?|U\.S\.?C?|Fig|Vol|Ed|al)$"
 )
+_FEWEST_WORDS = 5
 _CONTINUES = re.compile(r"(?:[—–:：;；,，、-]|\b(?:and|or))$")
-_GOES_ON = re.compile(r"[^\S\n]+(?:[a-z]|\((?!(?:[0-9]{1,3}|[a-z]{1,4})\)))")
+_GOES_ON = re.compile(r"[^\S\n]+(?:[a-z]|\((?!(?:[0-9]{1,3}[A-Z]?|[a-z]{1,4})\)))")
 _COMMON = frozenset({
     "about", "above", "after", "against", "among", "before", "being", "below", "between", "both", "cannot", "certain",
     "could", "does", "done", "each", "every", "from", "have", "having", "hereby", "herein", "into", "itself", "made",
@@ -98,7 +99,9 @@ def first_whole(text: str, most: int) -> Extent | None:
         start = without_enumerator(text, found[0])[0]
         if end - start > most:
             return None
-        if not _CONTINUES.search(text[start:end]) and end - start > 1:
+        said = text[start:end]
+        # "Progress policy. An institution must ...": a few words with a full stop are a heading within the text.
+        if not _CONTINUES.search(said) and (is_chinese(said) or len(said.split()) >= _FEWEST_WORDS):
             return (start, end)
     return None
 

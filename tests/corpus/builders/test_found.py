@@ -185,6 +185,36 @@ def test_sentences_end_where_a_reader_ends_them(text, parts) -> None:
     assert [text[start:end] for start, end in sentences(text)] == parts
 
 
+def test_a_few_words_with_a_full_stop_are_a_heading_and_a_numbered_item_ends_a_sentence() -> None:
+    text = "Progress policy. An institution must have one. (1A) It may change it (w.e.f. 1978)."
+    assert [text[slice(*extent)] for extent in sentences(text)] == [
+        "Progress policy.", "An institution must have one.", "(1A) It may change it (w.e.f. 1978).",
+    ]  # fmt: skip
+    assert first_whole(text, 200) == (0, text.index(" (1A)"))
+
+
+@pytest.mark.parametrize(
+    ("text", "statement"),
+    [
+        ("No person shall be a member of both Houses of Parliament.",
+         "No person may be a member of both Houses of Parliament."),
+        ("No person shall be a member of both, and provision shall be made by law.", None),
+        ("The State shall teach all children as soon as may be after the day.",
+         "The State must teach all children as soon as may be after the day."),
+        ("The buyer may not sell the goods before the price has been paid.",
+         "The buyer cannot sell the goods before the price has been paid."),
+        ("Such person shall give notice to the council within five days.", None),
+        ("经营者不得排除或者限制消费者的权利，但是法律另有规定的除外。",
+         "经营者不可以排除或者限制消费者的权利，但是法律另有规定的除外。"),
+        ("该机构应当在三十日内告知有关部门并且说明理由。", None),
+    ],
+)  # fmt: skip
+def test_a_rule_said_in_other_words_means_the_same(text, statement) -> None:
+    other = ["The council keeps a list of boats.", "Grain is stored in dry places."]
+    rows, _ = build(document(text, *other), "citation", heading=None)
+    assert [row.columns["statement"] for row in rows] == [statement] * bool(statement)
+
+
 def test_a_sentence_brings_the_list_that_it_announces() -> None:
     text = "The buyer may—\n\n(a) withdraw; or\n\n(b) pay.\n\nNothing else."
     extent = first_whole(text, 200)
