@@ -29,6 +29,7 @@ _LEANS_INSIDE = re.compile(
     r"|前款|前项|上述|下列|如下|本款|本项"
 )
 _FEWEST, _MOST = 40, 320
+_NO = re.compile(r"\b(?:no|nor|neither|none|nothing|nobody) ")
 _NONE = re.compile(r"(?:No|Neither|None|Nothing|Nobody|Nor)\b")
 
 
@@ -73,7 +74,7 @@ def _reworded(said: str) -> str | None:
     """The sentence with its words of duty and leave in other words; None where it has none. Of nobody, `shall` forbids:
     "No person shall" is "No person may", and a second such word in the sentence might not be meant of nobody."""
     count = len(_DUTY.findall(said))
-    if not count or (count > 1 and _NONE.match(said)):
+    if not count or (count > 1 and _NONE.match(said)) or _NO.search(said):
         return None
     words = {**_REWORDED, "shall": "may", "may": "shall"} if _NONE.match(said) else _REWORDED
     return _DUTY.sub(lambda match: words[match.group()], said)

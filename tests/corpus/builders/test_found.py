@@ -199,6 +199,7 @@ def test_a_few_words_with_a_full_stop_are_a_heading_and_a_numbered_item_ends_a_s
         ("No person shall be a member of both Houses of Parliament.",
          "No person may be a member of both Houses of Parliament."),
         ("No person shall be a member of both, and provision shall be made by law.", None),
+        ("Subject to section 5, no money shall be taken out of the Fund.", None),
         ("The State shall teach all children as soon as may be after the day.",
          "The State must teach all children as soon as may be after the day."),
         ("The buyer may not sell the goods before the price has been paid.",
