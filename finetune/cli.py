@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.config import Recipe
 
 EPILOG = """examples:
+  finetune init ~/documents --name ours
   finetune plan recipe=legal model=qwen3_32b machine=a100x8
   finetune train recipe=legal model=smollm2_135m
   finetune verify work/legal/bundle --deep
@@ -61,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finetune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "a first recipe for a folder of documents (PDF, DOCX, HTML, CSV, JSONL ...), into mine/NAME.yaml"
+    beginning = commands.add_parser("init", help=text, description=text)
+    beginning.add_argument("folder", type=Path, help="the folder with the documents")
+    beginning.add_argument("--name", help="name of the recipe (the folder's)")
+    beginning.add_argument("--to", type=Path, default=Path("mine"), metavar="DIR", help="where NAME.yaml goes (mine/)")
+    beginning.set_defaults(run=_init)
     for name, run, text in (
         ("train", _train, "the main job on one process: documents to bundle"),
         ("plan", _plan, "memory, disk, time and cost before anything starts"),
@@ -116,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.options(server)
     server.set_defaults(run=serve.run)
     return parser
+
+
+def _init(options: argparse.Namespace) -> int:
+    from finetune.draft import recipe
+
+    return recipe.run(options.folder, options.name, options.to)
 
 
 def _train(options: argparse.Namespace) -> int:

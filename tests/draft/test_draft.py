@@ -1,0 +1,183 @@
+"""`finetune init`: a folder of mixed documents becomes a recipe without a line of Python, and that recipe a bundle."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from finetune.checks import check
+from finetune.config import Recipe, load
+from finetune.config.data import placeholders
+from finetune.draft import recipe as drafting
+from finetune.draft.folder import look
+from finetune.draft.tasks import draft
+from finetune.errors import RecipeError
+from tests.draft.made import mixed
+
+ROOT = Path(__file__).resolve().parents[2]
+LAWS = [
+    "甲方应当在收到货物后十日内付款，逾期支付违约", "本合同自双方签字之日起生效，一式两份", "乙方不得将合同转让给他人",
+]  # fmt: skip
+
+
+def drafted(folder: Path, name: str = "ours") -> Recipe:
+    assert drafting.run(folder, name, folder.parent / "mine") == 0
+    words = [f"recipe={name}", "model=smollm2_135m", "machine=cpu", f"work={folder.parent / 'work'}"]
+    recipe = load(words, config_dir=folder.parent / "mine")
+    assert check(recipe) == []
+    return recipe
+
+
+def jsonl(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_mixed_files_becomes_a_recipe_that_passes_its_checks(tmp_path: Path, capsys: Any) -> None:
+    recipe = drafted(mixed(tmp_path / "docs"))
+    cut = {name: source.cut.by for name, source in recipe.sources.items()}
+    assert [cut[name] for name in ("docx", "html", "pdf")] == ["heading", "heading", "page"]
+    assert recipe.main_task == "orders"
+    assert recipe.tasks["orders"].answer_json == {"failure_mode": "{failure_mode}", "action": "{action}"}
+    assert recipe.tasks["docx"].answer == "{heading}"
+    assert "pdf" in [use.source for use in recipe.text]
+    told = capsys.readouterr().out
+    assert "1 .jpg (no reader)" in told
+    assert "1 .xlsx (no reader)" in told
+    assert "finetune prepare recipe=ours --config-dir" in told
+
+
+def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "docs")
+    drafted(folder)
+    before = (tmp_path / "mine" / "ours.yaml").read_text()
+    with pytest.raises(RecipeError, match="is not overwritten"):
+        drafting.run(folder, "ours", tmp_path / "mine")
+    assert (tmp_path / "mine" / "ours.yaml").read_text() == before
+    with pytest.raises(RecipeError, match="is a recipe of the toolkit"):
+        drafting.run(folder, "legal", tmp_path / "mine")
+    with pytest.raises(RecipeError, match="small letters"):
+        drafting.run(folder, "Ours!", tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        (lambda i: {"instruction": f"Explain part {i}", "input": "", "output": f"It is {i}"}, "{instruction}\n{input}"),
+        (lambda i: {"question": f"What is {i}?", "answer": f"{i}"}, "{question}"),
+        (lambda i: {"text": f"the pump {i} leaks at its seal", "kind": ["leak", "noise"][i % 2]}, "{text}\nkind:"),
+        (lambda i: {"body": f"{LAWS[i % 3]}，第{i}条", "类别": ["付款", "生效", "转让"][i % 3]}, "{body}\n类别:"),
+    ],
+)
+def test_tables_of_known_forms_become_tasks(tmp_path: Path, row: Any, wanted: str) -> None:
+    recipe = drafted(jsonl(tmp_path / "docs", [row(i) for i in range(90)]))
+    assert recipe.tasks["rows"].prompt == wanted
+
+
+def test_conversations_and_preferences_are_recognised(tmp_path: Path) -> None:
+    talks = [
+        {"messages": [{"role": "user", "content": f"Q{i}?"}, {"role": "assistant", "content": f"A{i}"}]}
+        for i in range(60)
+    ]
+    folder = jsonl(tmp_path / "docs", talks)
+    liked = [{"prompt": f"P{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(60)]
+    (folder / "liked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in liked))
+    recipe = drafted(folder)
+    assert recipe.tasks["rows"].messages == "messages"
+    assert recipe.preferences["liked"].rejected == "{rejected}"
+    assert recipe.stages == ("sft", "dpo")
+
+
+def test_chinese_documents_make_a_chinese_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "文件"
+    folder.mkdir()
+    parts = [f"# 第{i}条 {LAWS[i % 3][:6]}\n\n{LAWS[i % 3]}，适用于第{i}类货物的交付与验收。" for i in range(60)]
+    (folder / "合同.md").write_text("\n\n".join(parts), encoding="utf-8")
+    recipe = drafted(folder)
+    assert recipe.language == "zh"
+    assert recipe.tasks["md"].prompt == "{text}\n标题："
+
+
+def test_a_folder_without_anything_to_learn_is_answered_with_what_to_add(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(RecipeError, match="no document that can be read"):
+        drafting.run(tmp_path / "docs", None, tmp_path / "mine")
+    (tmp_path / "docs" / "a.txt").write_text("one line\n")
+    (tmp_path / "docs" / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    with pytest.raises(RecipeError, match="add a table with questions"):
+        drafting.run(tmp_path / "docs", None, tmp_path / "mine")
+    with pytest.raises(RecipeError, match="is not there"):
+        drafting.run(tmp_path / "nowhere", None, tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)  # fmt: skip
+@given(st.lists(WORDS, min_size=1, max_size=5, unique_by=str.strip), st.lists(WORDS, min_size=1, max_size=6))
+def test_whatever_a_table_calls_its_columns_the_draft_is_yaml_whose_templates_name_them(
+    tmp_path: Path, header: list[str], words: list[str]
+) -> None:
+    folder = tmp_path / "any"
+    folder.mkdir(exist_ok=True)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for i in range(30):
+        others = [words[(i + n) % len(words)] for n in range(1, len(header))]
+        writer.writerow([f"{words[0]} is what stands in row {i}", *others])
+    (folder / "table.csv").write_text(buffer.getvalue(), encoding="utf-8")
+    try:
+        found = look(folder)
+    except RecipeError:
+        return
+    sources = [draft(one, found.chinese) for one in found.sources]
+    if not any(one.task for one in sources):
+        return
+    made = yaml.safe_load(drafting.write("any", found, sources))
+    (task,) = made["tasks"].values()
+    answers = [task["answer"]] if "answer" in task else list(task["answer_json"].values())
+    named = {name for template in (task["prompt"], *answers) for name in placeholders(template)}
+    assert named <= {column.strip() for column in header}
+
+
+@pytest.mark.slow
+def test_from_an_empty_recipe_folder_to_a_verified_bundle_without_a_line_of_python(
+    tmp_path: Path, tiny_qwen3: Path
+) -> None:
+    """`finetune init`, `train.py`, `finetune verify`, each typed as in docs/recipes.md; no network."""
+    mixed(tmp_path / "docs")
+    command = [sys.executable, "-m", "finetune.cli"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+
+    def typed(*words: str) -> str:
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    typed(*command, "init", "docs", "--name", "ours")
+    few = [f"tasks.{name}.{key}" for name in ("orders", "docx", "html") for key in ("test_rows=4", "max_new_tokens=4")]
+    accepted = ["handoff.accepted_by=tests", "handoff.reason='random weights'"]
+    typed(
+        "unshare", "--map-root-user", "--net", sys.executable, str(ROOT / "finetune" / "train.py"), "recipe=ours",
+        "--config-dir", "mine", "model=tiny_qwen3", "machine=cpu", "machine.threads=1", "sft.max_steps=2",
+        "score.general_tokens=512", "score.parity_prompts=2", *few, *accepted,
+    )  # fmt: skip
+    bundle = tmp_path / "work" / "ours" / "bundle"
+    assert json.loads((bundle / "datasheet.json").read_text())["rows"]["train"] > 100
+    typed(*command, "verify", str(bundle), "--deep")
