@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from finetune.base import find_base
 from finetune.chat import ChatFormat
 from finetune.config import load
 from finetune.corpus import tokens
+from finetune.corpus.store import Table
 from tests import tiny
 from tests.test_served_tokens import GRID, TOOLS, conversation
 
@@ -145,7 +147,10 @@ def prepared(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Arti
     folder = tmp_path_factory.mktemp("prepared")
     rows = rows_of_every_kind(ChatFormat.read(tiny_qwen3))
     assert {row.mode for row in rows} == {"plain", "think"}
-    tokens.write_sft(folder / "sft_train.parquet", rows)
+    with Table(folder / tokens.ROWS, tokens.ROW) as table:
+        for row in rows:
+            tokens.add_row(table, row, 0)
+    tokens.write_sft(folder / "sft_train.parquet", [(folder, np.ones(len(rows), bool))])
     tokens.write_sft(folder / "sft_valid.parquet", [])
     return Artifact(folder, {"stage": "prepare", "digest": "0", "facts": {}})
 

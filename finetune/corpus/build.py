@@ -2,7 +2,7 @@
 
 import json
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from finetune.corpus.clean import compiled
 from finetune.corpus.ledger import Reject
 from finetune.corpus.records import Chat, Message, mode_of
 from finetune.corpus.tables import Row
-from finetune.errors import Problem
 
 
 @dataclass(frozen=True)
@@ -63,43 +62,6 @@ class Example:
 def fill(template: str, row: Mapping[str, str]) -> str:
     """The template with its `{column}` placeholders replaced. Braces inside values are just text, `{{` means `{`."""
     return "".join(literal + (row[name] if name else "") for literal, name, _, _ in string.Formatter().parse(template))
-
-
-def name_items(
-    name: str, source: Source, rows: Sequence[Row], columns: Iterable[str], nested: frozenset[str] = frozenset()
-) -> tuple[list[Item], list[Problem]]:
-    """Items of one source, only the named columns kept; an id that stands twice or is empty is a problem."""
-    keep = {*columns, "_file", "_line"}
-    items: list[Item] = []
-    problems: list[Problem] = []
-    first: dict[str, Item] = {}
-    for row in rows:
-        kept = {column: value for column, value in row.items() if column in keep}
-        item = Item(name, fill(source.id, row), fill(source.group, row), kept, nested)
-        where = f"{item.file}:{item.line}"
-        for what, value, template in (("id", item.id, source.id), ("group", item.group, source.group)):
-            if not value.strip():
-                problems.append(
-                    Problem(
-                        where,
-                        None,
-                        f"the {what} of this row is empty",
-                        f"fill the column of sources.{name}.{what} ({template}), or leave the row out with `where`",
-                    )
-                )
-        if item.id in first:
-            other = first[item.id]
-            problems.append(
-                Problem(
-                    where,
-                    None,
-                    f"this id stands at {other.file}:{other.line} already",
-                    f"make the ids unique, or name more columns in sources.{name}.id",
-                )
-            )
-        first.setdefault(item.id, item)
-        items.append(item)
-    return items, problems
 
 
 def unmet(where: Mapping[str, str], columns: Mapping[str, str]) -> str | None:

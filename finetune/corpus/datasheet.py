@@ -67,20 +67,9 @@ def collect(
         "drops": _drops(ledger.entries),
         "samples": {
             step: [_clipped(sample) for sample in found[:_EXAMPLES]]
-            for step, found in {**_from_rejects(ledger), **samples}.items()
+            for step, found in samples.items()
         },
     }
-
-
-def _from_rejects(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
-    """The first rows that each step dropped: where they stood and why, without their text."""
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for reject in ledger.rejects:
-        found = samples.setdefault(reject.step, [])
-        if len(found) < _EXAMPLES:
-            told = {"file": reject.source, "line": reject.line, "reason": reject.reason, "detail": reject.detail}
-            found.append(told)
-    return samples
 
 
 def _drops(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,69 +1,98 @@
 """Ready-made preferences: rows of a source with a better and a worse answer become what PAIRS hands on to DPO."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+
+import numpy as np
 
 from finetune.config.data import ReadyPreferences
-from finetune.corpus import conversations
-from finetune.corpus.build import Example, Item, fill, names_in, unmet
-from finetune.corpus.ledger import Reject
+from finetune.corpus import conversations, store
+from finetune.corpus.build import Item, fill, names_in, unmet
+from finetune.corpus.engine import work_off
+from finetune.corpus.ledger import Ledger, Reject
 from finetune.corpus.read import capped
 from finetune.corpus.records import Message, Preference, mode_of
-from finetune.corpus.settings import Items, Job
-from finetune.corpus.sides import leak_reject
-from finetune.corpus.split import EvaluationIndex, side_of
+from finetune.corpus.rows import Shards
+from finetune.corpus.settings import Job, Plan
+from finetune.corpus.sides import Evaluation, Sides, leak, show
+from finetune.corpus.split import SIDES
 from finetune.errors import Problem, RecipeError
 
+PREFERENCES = "preferences.jsonl"
 
-def make_preferences(
-    job: Job, items: Items, examples: Iterable[Example], index: EvaluationIndex | None
-) -> list[Preference]:
-    """The preferences of all uses, in order; rows of the valid side are held out of training.
 
-    `examples` are those of all tasks: a row whose group is among their test rows is left out, and so is one that
-    `index` finds in an evaluation row. Rows that the chat template cannot render are problems with file and line.
+@dataclass(frozen=True)
+class Unit:
+    """One use on one shard."""
+
+    use: str
+    shard: store.Shard
+
+
+def make_preferences(job: Job, shards: Shards, sides: Sides, evaluation: Evaluation) -> list[Path]:
+    """Folders with the preferences of all uses, in order; rows of the valid side are held out of training.
+
+    A row whose group is among the test rows of a task is left out, and so is one that says what an evaluation row
+    says. Rows that the chat template cannot render are problems with file and line.
     """
-    tasked = {example.item.group for example in examples}
-    split = job.settings.prepare.split
-    made: list[Preference] = []
+    groups = [found.group[found.side == SIDES.index("test")] for found in sides.values()]
+    tested = job.scratch / "tested.npy"
+    np.save(tested, np.unique(np.concatenate(groups)))
+    units = [Unit(name, shard) for name, use in job.settings.preferences.items() for shard in shards[use.source]]
+    work = partial(pair, plan=job.plan, tested=tested, evaluation=evaluation.frozen())
+    folders = work_off("preferences", units, work, scratch=job.scratch, engine=job.engine, say=job.say)
+    job.ledger.take_in(folders)
+    return folders
+
+
+def pair(unit: Unit, folder: Path, *, plan: Plan, tested: Path, evaluation: Evaluation) -> None:
+    """One unit of work."""
+    name, use = unit.use, plan.settings.preferences[unit.use]
+    label, groups = f"preferences/{name}", set(np.load(tested).tolist())
+    index = None if evaluation.n is None else evaluation.index()
+
+    def judge(item: Item) -> Reject | None:
+        column = unmet(use.where, item.columns)
+        if column is not None:
+            return item.reject("preference", "where", f"column {column}")
+        if store.short_key(item.group) in groups:
+            return item.reject("preference", "group of a test row")
+        wrong = _what_is_wrong(use, item)
+        return item.reject("preference", wrong) if wrong else None
+
+    def judge_leak(item: Item) -> Reject | None:
+        assert index is not None, "asked for where decontamination is on"
+        values, prompt = _values(use, item)
+        hit = index.find(values, prompt)
+        if hit is None:
+            return None
+        reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit)
+        show(ledger, label, reject, hit, "\n".join(values))
+        return reject
+
     problems: list[Problem] = []
-    for name, use in job.settings.preferences.items():
-
-        def judge(item: Item, use: ReadyPreferences = use) -> Reject | None:
-            column = unmet(use.where, item.columns)
-            if column is not None:
-                return item.reject("preference", "where", f"column {column}")
-            if item.group in tasked and side_of(item.group, job.settings.seed, split) == "test":
-                return item.reject("preference", "group of a test row")
-            wrong = _what_is_wrong(use, item)
-            return item.reject("preference", wrong) if wrong else None
-
-        found = job.ledger.keep("preference", f"preferences/{name}", items[use.source], judge)
+    sides: Counter[str] = Counter()
+    with Ledger.opened(folder) as ledger, (folder / PREFERENCES).open("w", encoding="utf-8") as file:
+        items = ledger.keep("preference", label, unit.shard.items(plan.nested(use.source)), judge)
         if index is not None:
-            found = job.ledger.keep("decontaminate", f"preferences/{name}", found, partial(_judge_leak, use, index))
-        for item in found:
-            held_out = side_of(item.group, job.settings.seed, split) == "valid"
+            items = ledger.keep("decontaminate", label, items, judge_leak)
+        for item in items:
+            held_out = plan.side_of(item) == "valid"
             preference = build_preference(name, use, item, held_out=held_out)
             try:
                 for answer in (preference.chosen, preference.rejected):
-                    job.chat.supervise([*preference.messages, answer], preference.mode, preference.tools)
+                    plan.chat.supervise([*preference.messages, answer], preference.mode, preference.tools)
             except RecipeError as error:
                 where = f"{item.file}:{item.line}"
                 problems += [Problem(where, None, f"{each.path}: {each.rule}", each.fix) for each in error.problems]
-            made.append(preference)
+            file.write(preference.to_json() + "\n")
+            sides["held_out" if held_out else "trained"] += 1
+        ledger.counts["preferences"] = sides
     if problems:
         raise capped(problems)
-    return made
-
-
-def count_sides(preferences: Sequence[Preference]) -> dict[str, int]:
-    held_out = sum(preference.held_out for preference in preferences)
-    return {"trained": len(preferences) - held_out, "held_out": held_out}
-
-
-def _judge_leak(use: ReadyPreferences, index: EvaluationIndex, item: Item) -> Reject | None:
-    return leak_reject(item, index.find(*_values(use, item)))
 
 
 def build_preference(name: str, use: ReadyPreferences, item: Item, *, held_out: bool) -> Preference:

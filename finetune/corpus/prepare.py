@@ -1,27 +1,29 @@
 """Stage PREPARE: documents in; tokenised, masked examples, rejects with reasons, a ledger and a datasheet out.
 
 `run` is the list of steps. Every step says in the ledger how many rows it was given, how many it gave on and why the
-others are gone. The same documents, recipe and tokenizer give the same bytes, whatever the number of workers.
+others are gone. Rows go from step to step on disk: memory is bounded by a piece of a source and some bytes for each
+row. A killed run goes on with what is done. The same documents, recipe and tokenizer give the same bytes, whatever the
+number of workers.
 """
 
+import hashlib
+import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import Artifact, Stage, clear
-from finetune.chat import ChatFormat
-from finetune.corpus import datasheet, tokens
-from finetune.corpus.preferences import count_sides, make_preferences
-from finetune.corpus.records import Mode, write_line
-from finetune.corpus.rows import drop_by_length, drop_duplicates, drop_markup, read, redact_personal, repair
-from finetune.corpus.settings import Config, Job, Sides
-from finetune.corpus.sides import build_tasks, check, split, take_general, take_sides
-from finetune.corpus.split import SIDES, Side
-from finetune.corpus.training import make_replay, make_text, mix_modes, tokenise
+from finetune.corpus.engine import Engine
+from finetune.corpus.ledger import REJECTS, Ledger
+from finetune.corpus.settings import Config, Job, Plan, read_chat
+from finetune.corpus.streams import SourceFile
 
 __all__ = ["STAGE", "Config", "run"]
+
+_SCRATCH = ".pieces"
+_SMALL = 4 << 20
+"""Bytes of documents from which on more than one process is worth its start."""
 
 
 def run(
@@ -30,121 +32,64 @@ def run(
     out: Path,
     base: Artifact,
     documents: Artifact,
-    workers: int = 0,
+    engine: Engine = Engine(),  # noqa: B008 (frozen)
     say: Callable[[str], None] = print,
+    limit: int | None = None,
 ) -> dict[str, Any]:
-    """Write the Prepared artifact from the documents below `documents.path` (see read.find_documents)."""
+    """Write the Prepared artifact from the documents below `documents.path` (see read.find_documents).
+
+    With `limit` only so many rows of each source are read, and what is too few for a run is told and not refused.
+    """
+    # Imported here: a plan reads this stage's name and has less than a second for everything.
+    from finetune.corpus.duplicates import drop_duplicates
+    from finetune.corpus.examples import build_tasks
+    from finetune.corpus.output import prove, write
+    from finetune.corpus.preferences import make_preferences
+    from finetune.corpus.read import list_files
+    from finetune.corpus.rows import read_rows
+    from finetune.corpus.sides import check, split, take_general, take_sides
+    from finetune.corpus.training import fit_length, make_replay, make_text, mix_modes
+
     began = time.monotonic()
-    clear(out)
-    job = Job(Config.model_validate(config), ChatFormat.read(base.path))
-    prove(job)
+    clear(out, but=(_SCRATCH,))
+    read_chat.cache_clear()
+    plan = Plan(Config.model_validate(config), base.path)
+    with (out / REJECTS).open("w", encoding="utf-8") as rejects:
+        files = list_files(plan.used, documents)
+        job = Job(plan, Ledger(rejects), _scratch(out), _worth_it(engine, files), say, limit)
+        prove(job)
 
-    items = read(job, documents.path, workers)
-    items = repair(job, items)
-    items = drop_by_length(job, items)
-    items = drop_markup(job, items)
-    items = redact_personal(job, items)
-    items = drop_duplicates(job, items)
-    tasked = build_tasks(job, items)
-    sides = split(job, tasked)
-    general = take_general(job, items)
-    sides, index = take_sides(job, sides, general)
-    rows = tokenise(job, sides)
-    rows["train"] = mix_modes(job, sides, rows["train"])
-    preferences = make_preferences(job, items, [row for found in tasked.values() for row in found], index)
-    text = make_text(job, items, index)
-    rows["train"] += make_replay(job, items, index, len(rows["train"]))
-    check(job, sides)
-
-    write(job, out, sides, rows, text, general)
-    _lines(out / "preferences.jsonl", [preference.to_json() for preference in preferences])
-    facts = {**summarise(job, sides, rows, text, general), "preferences": count_sides(preferences)}
-    datasheet.write(out, facts=facts, settings=job.settings, ledger=job.ledger, lengths=_lengths(rows))
-    for line in datasheet.headline(facts):
-        say(line)
+        shards = read_rows(job, files)
+        shards = drop_duplicates(job, shards)
+        sides = build_tasks(job, shards)
+        split(job, sides)
+        general = take_general(job, shards)
+        evaluation = take_sides(job, sides, general)
+        fit_length(job, sides)
+        mix_modes(job, sides)
+        preferences = make_preferences(job, shards, sides, evaluation)
+        text = make_text(job, shards, evaluation)
+        replay = make_replay(job, shards, evaluation, sides)
+        check(job, sides)
+    facts = write(job, out, sides, general, preferences, text, replay)
+    shutil.rmtree(job.scratch.parent)
     return {**facts, "timings": {"prepare": round(time.monotonic() - began, 2)}}
 
 
-def prove(job: Job) -> None:
-    """The chat template, for every mode that a task may train; where tools are offered, with them."""
-    model, tasks = job.settings.model, job.settings.tasks.values()
-    modes: set[Mode] = {"plain" if task.reasoning is None else "think" for task in tasks if task.messages is None}
-    modes |= {"think" for use in job.settings.preferences.values() if use.chosen_reasoning is not None}
-    if any(task.messages is not None for task in tasks):
-        modes |= set(model.modes)
-    for mode in sorted(modes):
-        job.chat.prove(mode, tools=any(task.tools is not None for task in tasks))
-    job.chat.prove_modes(model.modes, model.default_mode)
+def _worth_it(engine: Engine, files: Mapping[str, Iterable[SourceFile]]) -> Engine:
+    """No processes for a few documents: to start them takes longer."""
+    found = (file.path.stat().st_size for listed in files.values() for file in listed if file.path is not None)
+    return engine if engine.cluster is not None or sum(found) > _SMALL else Engine()
 
 
-def write(
-    job: Job,
-    out: Path,
-    sides: Sides,
-    rows: Mapping[Side, list[tokens.TokenRow]],
-    text: Mapping[str, list[tuple[str, list[int]]]],
-    general: list[dict[str, str]],
-) -> None:
-    for side in SIDES:
-        _lines(out / f"{side}.jsonl", [e.chat.to_json() for dealt in sides.values() for e in dealt[side]])
-    tokens.write_sft(out / "sft_train.parquet", rows["train"])
-    tokens.write_sft(out / "sft_valid.parquet", rows["valid"])
-    for part, pieces in text.items():
-        tokens.write_text(out / f"text_{part}.parquet", pieces)
-    _lines(out / "general.jsonl", [write_line(row) for row in general])
-    _lines(out / "rejects.jsonl", [reject.to_json() for reject in job.ledger.rejects])
-    (out / "ledger.json").write_text(job.ledger.to_json(), encoding="utf-8")
+def _scratch(out: Path) -> Path:
+    """Where pieces lie until all are done. Those of other code are not gone on with."""
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
+    home = out / _SCRATCH
+    scratch = home / code.hexdigest()[:12]
+    scratch.mkdir(parents=True, exist_ok=True)
+    clear(home, but=(scratch.name,))
+    return scratch
 
 
-def _lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _lengths(rows: Mapping[Side, list[tokens.TokenRow]]) -> dict[str, list[int]]:
-    return {side: [len(row.input_ids) for row in found] for side, found in rows.items()}
-
-
-def summarise(
-    job: Job,
-    sides: Sides,
-    rows: Mapping[Side, list[tokens.TokenRow]],
-    text: Mapping[str, list[tuple[str, list[int]]]],
-    general: list[dict[str, str]],
-) -> dict[str, Any]:
-    """Facts of the manifest and of the datasheet."""
-    trained = rows["train"]
-    return {
-        "tasks": {
-            name: {
-                side: {"rows": len(found), "groups": len({example.item.group for example in found})}
-                for side, found in dealt.items()
-            }
-            for name, dealt in sides.items()
-        },
-        "rows": {side: len(found) for side, found in rows.items()},
-        "tokens": {side: sum(len(row.input_ids) for row in found) for side, found in rows.items()},
-        "supervised_tokens": {side: sum(row.supervised for row in found) for side, found in rows.items()},
-        "modes": {side: dict(sorted(Counter(row.mode for row in found).items())) for side, found in rows.items()},
-        "longest": max((len(row.input_ids) for found in rows.values() for row in found), default=0),
-        "replay": {
-            "rows": sum(row.task == "replay" for row in trained),
-            "tokens": sum(len(row.input_ids) for row in trained if row.task == "replay"),
-        },
-        "text_rows": {side: len(pieces) for side, pieces in text.items()},
-        "text_tokens": {side: sum(len(ids) for _, ids in pieces) for side, pieces in text.items()},
-        "general_chars": dict(sorted(_chars(general).items())),
-        "personal": dict(sorted(job.personal.items())),
-        "rejects": len(job.ledger.rejects),
-        "near_duplicates": job.clusters,
-        "source_facts": {name: {"licence": source.licence} for name, source in job.settings.sources.items()},
-    }
-
-
-def _chars(general: list[dict[str, str]]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for row in general:
-        counts[row["kind"]] += len(row["text"])
-    return counts
-
-
-STAGE = Stage("prepare", 2, run)
+STAGE = Stage("prepare", 3, run)

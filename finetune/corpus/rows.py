@@ -1,170 +1,384 @@
-"""Steps on source rows: read, where, repair, filter, markup, redact, duplicates. Each is counted in the ledger."""
+"""Steps on one row at a time, in one pass over a piece of a source: read, where, repair, filter, markup, redact.
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+A unit of work is a run of pieces of one source. What it leaves is its items on disk, with arrays for the steps that
+look at all rows of a source.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from finetune.config.data import Source
-from finetune.corpus import clean, conversations, dedup, redact, tables
-from finetune.corpus.build import Item, compared_columns, fill, name_items, nested_columns, unmet, used_columns
-from finetune.corpus.ledger import Reject
-from finetune.corpus.read import capped, read_sources
-from finetune.corpus.settings import Items, Job
+from finetune.corpus import clean, conversations, dedup, redact, store, tables
+from finetune.corpus.build import Item, fill, nested_columns, unmet
+from finetune.corpus.engine import work_off
+from finetune.corpus.layout import Tidied
+from finetune.corpus.ledger import Entry, Ledger, Reject, cut
+from finetune.corpus.read import BadInput, Piece, SourceFile, capped, lacking, pieces, rows
+from finetune.corpus.settings import Job, Plan
+from finetune.corpus.streams import bad
 from finetune.errors import Problem
 
+Shards = dict[str, list[store.Shard]]
+"""Source -> its items, a shard for each unit of work."""
+_UNIT_BYTES = 16 << 20
+_SLOW = {"pdf": 30, "docx": 10, "html": 3}
+"""How many times the bytes of a text a byte of such a file weighs."""
+_MOST_WRONG = 1000
+"""Problems after which a unit of work reads no further."""
+_TOGETHER = 256
+"""Texts that are sketched at one time."""
 
-def read(job: Job, data_root: Path, workers: int) -> Items:
-    """Rows of all sources that something uses, named; rows outside `where` are counted."""
-    columns = {name: used_columns(name, source, job.settings) for name, source in job.settings.sources.items()}
-    used = {name: source for name, source in job.settings.sources.items() if columns[name][0]}
-    job.content = {name: columns[name][0] for name in used}
-    job.compared = {name: compared_columns(name, job.settings) for name in used}
-    rows = read_sources(used, data_root, {name: columns[name][1] for name in used}, workers)
-    items: Items = {}
-    problems: list[Problem] = []
-    for name, source in used.items():
-        job.ledger.record("read", name, len(rows[name]), len(rows[name]))
-        chosen = job.ledger.keep("where", name, rows[name], partial(_outside, source))
-        columns_of = nested_columns(name, job.settings)
-        chosen, broken = _unify(job, chosen, columns_of)
-        nested = frozenset(column for pair in columns_of for column in pair if column)
-        items[name], wrong = name_items(name, source, chosen, columns[name][1], nested)
-        problems += [*broken, *wrong]
+
+@dataclass(frozen=True)
+class Batch:
+    """Pieces of one source that are read in one unit of work; `most` rows of each file, None: all."""
+
+    source: str
+    pieces: tuple[Piece, ...]
+    most: int | None = None
+
+
+def read_rows(job: Job, files: Mapping[str, list[SourceFile]]) -> Shards:
+    """The rows of these files, source by source, through every step that looks at one row at a time."""
+    sources = job.settings.sources
+    batches = [batch for name, found in files.items() for batch in _batches(name, sources[name], found, job.limit)]
+    work = partial(pass_rows, plan=job.plan)
+    folders = work_off("rows", batches, work, scratch=job.scratch, engine=job.engine, say=job.say)
+    job.ledger.take_in(folders)
+    shards: Shards = {}
+    for batch, folder in zip(batches, folders, strict=True):
+        shards.setdefault(batch.source, []).append(store.Shard(batch.source, folder))
+    problems = [problem for name, found in shards.items() for problem in _twice(name, found)]
     if problems:
         raise capped(problems)
-    return items
+    for name, found in shards.items():
+        last = job.ledger.follow(name, ("read", "where", "unify", "name", "repair", "filter", "markup", "redact"))
+        assert last.rows_out == sum(map(len, found)), f"{name}: a row was lost"
+    return shards
 
 
-def _outside(source: Source, row: Mapping[str, str]) -> Reject | None:
+def _batches(name: str, source: Source, files: list[SourceFile], limit: int | None) -> Iterator[Batch]:
+    most = None if limit is None else -(-limit // len(files))
+    held: list[Piece] = []
+    size = 0
+    for piece in (piece for file in files for piece in pieces(file, source, name)):
+        held.append(piece)
+        size += _SLOW.get(piece.kind or "", 1) * _bytes(piece)
+        if most is None and size >= _UNIT_BYTES:
+            yield Batch(name, tuple(held))
+            held, size = [], 0
+    if held:
+        yield Batch(name, tuple(held), most)
+
+
+def _bytes(piece: Piece) -> int:
+    if piece.kind == "jsonl" and piece.last is not None:
+        return piece.last - piece.first
+    return piece.file.path.stat().st_size if piece.file.path is not None else 0
+
+
+def pass_rows(batch: Batch, folder: Path, *, plan: Plan) -> None:
+    """One unit of work. Raises RecipeError with all that is wrong in these files, if the recipe does not say reject."""
+    name, source = batch.source, plan.settings.sources[batch.source]
+    with Ledger.opened(folder, plan.hide_key) as ledger, _Notes(folder, plan, name) as notes:
+        wrong = _Wrong(name, ledger, plan.hide, stop=plan.settings.prepare.bad_input == "raise")
+        read: Iterable[tables.Row] = _read(batch, source, plan, wrong, ledger)
+        read = ledger.keep("where", name, read, partial(_outside, source, plan), lambda row: plan.hide(_texts(row)))
+        if columns_of := nested_columns(name, plan.settings):
+            read = wrong.out("unify", read, partial(_unify, columns_of, plan.settings.model.modes))
+        read = wrong.out("name", read, partial(_named, name, source))
+        items = notes.named(_items(name, source, read, plan))
+        for item in pass_items(name, items, plan, ledger):
+            notes.add(item)
+        wrong.tell()
+
+
+def pass_items(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:
+    """Items of one source through the steps behind their naming."""
+    content = plan.content(name)
+
+    def texts(item: Item) -> list[str]:
+        return [text for column in content for text in item.texts(column)]
+
+    def refused(item: Item, step: str, reason: str, detail: str) -> Reject:
+        return replace(item, id=plan.hide_key(item.id, item.columns)).reject(step, reason, detail)
+
+    def unwanted(item: Item) -> Reject | None:
+        found = clean.filter_reason(texts(item), plan.settings.prepare.filters)
+        return refused(item, "filter", *found) if found else None
+
+    def markup(item: Item) -> Reject | None:
+        # Text that holds one of the model's control tokens could close the user's turn.
+        token = next(filter(None, map(plan.chat.find_control_token, texts(item))), None)
+        return refused(item, "markup", "control token in text", token) if token else None
+
+    def show(item: Item) -> str:
+        return plan.hide(texts(item))
+
+    items = _repair(name, items, plan, ledger) if plan.settings.prepare.repair.enabled else items
+    items = ledger.keep("filter", name, items, unwanted, show)
+    items = ledger.keep("markup", name, items, markup, show)
+    return _redact(name, items, plan, ledger)
+
+
+class _Wrong:
+    """What cannot be read: collected, to be told at the end of the unit of work, or rejected and counted."""
+
+    def __init__(self, source: str, ledger: Ledger, hide: Callable[[list[str]], str], *, stop: bool) -> None:
+        self._source, self._ledger, self._hide, self.stop = source, ledger, hide, stop
+        self._problems: list[Problem] = []
+
+    @property
+    def enough(self) -> bool:
+        return len(self._problems) >= _MOST_WRONG
+
+    def add(self, step: str, wrong: BadInput) -> None:
+        if self.stop:
+            self._problems.append(wrong.problem)
+        else:
+            reject = Reject(wrong.file, wrong.line, "", step, wrong.reason, wrong.problem.rule)
+            self._ledger.drop(step, self._source, reject)
+
+    def out(
+        self, step: str, given: Iterable[tables.Row], look: Callable[[tables.Row], tables.Row | BadInput]
+    ) -> Iterator[tables.Row]:
+        """The rows as `look` gives them back, without those that it finds wrong."""
+        for row in given:
+            found = look(row)
+            if isinstance(found, BadInput):
+                self.add(step, found)
+            else:
+                if not self.stop:
+                    self._ledger.count(step, self._source)
+                yield found
+
+    def note(self, piece: Piece, tidied: Tidied) -> None:
+        """What was tidied on the pages of a document before it was cut."""
+        self._ledger.entry("read", self._source).add(Entry("read", self._source, more={"layout": dict(tidied.counts)}))
+        for shown in tidied.samples.values():
+            for number, *texts in shown:
+                before, after = (cut(self._hide([text])) for text in texts)
+                place = {"source": self._source, "file": piece.file.name, "line": number}
+                self._ledger.sample("layout", {**place, "before": before, "after": after})
+
+    def tell(self) -> None:
+        if self._problems:
+            raise capped(self._problems)
+
+
+def _read(batch: Batch, source: Source, plan: Plan, wrong: _Wrong, ledger: Ledger) -> Iterator[tables.Row]:
+    """The rows that have every column which the recipe uses."""
+    needed = plan.needed(batch.source)
+    for _, of_file in groupby(batch.pieces, key=lambda piece: piece.file):
+        without: dict[str, list[BadInput]] = {}
+        whole = False
+        for row in islice(_rows_of(of_file, source, batch.source, wrong), batch.most):
+            missing = [column for column in needed if column not in row]
+            if not missing:
+                whole = True
+                ledger.count("read", batch.source)
+                yield row
+            elif not wrong.stop:
+                wrong.add("read", _lacks(row, missing[0], batch.source))
+            else:
+                for column in missing if len(without.get(missing[0], ())) < _MOST_WRONG else ():
+                    without.setdefault(column, []).append(_lacks(row, column, batch.source))
+        for found in without.values():
+            for lacks in found if whole else found[:1]:  # what a whole file lacks is told once
+                wrong.add("read", lacks)
+        if wrong.enough:
+            return
+
+
+def _lacks(row: tables.Row, column: str, source: str) -> BadInput:
+    found = lacking(row, [column], source)
+    assert found is not None, "asked for a column that is not there"
+    return found
+
+
+def _rows_of(of_file: Iterable[Piece], source: Source, name: str, wrong: _Wrong) -> Iterator[tables.Row]:
+    for piece in of_file:
+        found: list[BadInput] = []
+        tidied: list[Tidied] = []
+        for row in rows(piece, source, name, found, tidied):
+            yield row
+            while found:
+                wrong.add("read", found.pop(0))
+            if wrong.enough:
+                return
+        for one in found:
+            wrong.add("read", one)
+        for one_tidied in tidied:
+            wrong.note(piece, one_tidied)
+
+
+def _texts(row: Mapping[str, str]) -> list[str]:
+    return [value for name, value in row.items() if not name.startswith("_")]
+
+
+def _outside(source: Source, plan: Plan, row: Mapping[str, str]) -> Reject | None:
     column = unmet(source.where, row)
     if column is None:
         return None
-    return Reject(row["_file"], int(row["_line"]), fill(source.id, row), "where", "where", f"column {column}")
+    id_ = plan.hide_key(fill(source.id, row), row)
+    return Reject(row["_file"], int(row["_line"]), id_, "where", "where", f"column {column}")
 
 
 def _unify(
-    job: Job, rows: list[tables.Row], columns_of: list[tuple[str, str | None]]
-) -> tuple[list[tables.Row], list[Problem]]:
-    """Conversations in one form, and where one cannot be read."""
-    unified: list[tables.Row] = []
-    problems: list[Problem] = []
-    for row in rows:
-        try:
-            for messages, tools in columns_of:
-                row = conversations.unify(row, messages, tools, job.settings.model.modes)
-            unified.append(row)
-        except conversations.WrongConversationError as wrong:
-            problems.append(Problem(f"{row['_file']}:{row['_line']}", None, wrong.rule, wrong.fix))
-    return unified, problems
+    columns_of: list[tuple[str, str | None]], modes: tuple[str, ...], row: tables.Row
+) -> tables.Row | BadInput:
+    """The row with its conversations in one form."""
+    try:
+        for messages, tools in columns_of:
+            row = conversations.unify(row, messages, tools, modes)
+    except conversations.WrongConversationError as wrong:
+        return bad(row["_file"], int(row["_line"]), "wrong conversation", wrong.rule, wrong.fix)
+    return row
 
 
-def repair(job: Job, items: Items) -> Items:
-    if not job.settings.prepare.repair.enabled:
-        return items
-    repaired: Items = {}
-    for name, found in items.items():
-        repaired[name] = [replace(item, columns=clean.repair_row(item.columns, item.nested)) for item in found]
-        changed = sum(a.columns != b.columns for a, b in zip(found, repaired[name], strict=True))
-        job.ledger.record("repair", name, len(found), len(found), changed=changed)
-    return repaired
+def _named(name: str, source: Source, row: tables.Row) -> tables.Row | BadInput:
+    for what, template in (("id", source.id), ("group", source.group)):
+        if not fill(template, row).strip():
+            fix = f"fill the column of sources.{name}.{what} ({template}), or leave the row out with `where`"
+            return bad(row["_file"], int(row["_line"]), f"no {what}", f"the {what} of this row is empty", fix)
+    return row
 
 
-def drop_by_length(job: Job, items: Items) -> Items:
-    def judge(item: Item) -> Reject | None:
-        found = clean.filter_reason(_content(job, item), job.settings.prepare.filters)
-        return item.reject("filter", *found) if found else None
-
-    return {name: job.ledger.keep("filter", name, found, judge) for name, found in items.items()}
-
-
-def drop_markup(job: Job, items: Items) -> Items:
-    """Text that holds one of the model's control tokens could close the user's turn: such rows are left out."""
-
-    def judge(item: Item) -> Reject | None:
-        token = next(filter(None, map(job.chat.find_control_token, _content(job, item))), None)
-        return item.reject("markup", "control token in text", token) if token else None
-
-    return {name: job.ledger.keep("markup", name, found, judge) for name, found in items.items()}
+def _items(name: str, source: Source, given: Iterable[tables.Row], plan: Plan) -> Iterator[Item]:
+    """Items with id and group, only the columns kept that the recipe uses."""
+    keep, nested = {*plan.needed(name), "_file", "_line"}, plan.nested(name)
+    for row in given:
+        kept = {column: value for column, value in row.items() if column in keep}
+        yield Item(name, fill(source.id, row), fill(source.group, row), kept, nested)
 
 
-def redact_personal(job: Job, items: Items) -> Items:
-    settings, seed = job.settings.prepare.redact, job.settings.seed
-    redacted: Items = {}
-    for name, found in items.items():
-        redacted[name], changed, rejects = [], 0, []
-        for item in found:
-            columns, counts = redact.redact_row(item.columns, settings, item.nested)
-            job.personal += counts
-            if kind := redact.drops(counts, settings):
-                rejects.append(item.reject("redact", "personal data", kind))
-                continue
-            changed += bool(counts)
-            id_, group = (redact.redact_key(key, settings, seed, item.columns) for key in (item.id, item.group))
-            redacted[name].append(replace(item, id=id_, group=group, columns=columns))
-        job.ledger.record("redact", name, len(found), len(redacted[name]), rejects, changed=changed)
-    # Rows dropped before this step were named in the rejects by their id, which may hold personal data too.
-    job.ledger.rejects = [
-        replace(
-            reject,
-            source=redact.redact_key(reject.source, settings, seed),
-            id=redact.redact_key(reject.id, settings, seed),
-        )
-        for reject in job.ledger.rejects
-    ]
-    return redacted
+def _repair(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:
+    rows = changed = 0
+    for item in items:
+        better = replace(item, columns=clean.repair_row(item.columns, item.nested))
+        rows += 1
+        if better.columns != item.columns:
+            changed += 1
+            if ledger.wants("repair"):
+                ledger.sample("repair", _difference(item, better, plan))
+        yield better
+    ledger.record("repair", name, rows, rows, changed=changed)
 
 
-def drop_duplicates(job: Job, items: Items) -> Items:
-    settings = job.settings.prepare.dedup
-    if settings.exact:
-        for name in items:
-            columns = job.content[name]
-            texts = [[text for column in columns for text in item.texts(column)] for item in items[name]]
-            items[name] = _without(job, name, items[name], "exact duplicates", texts, _find_exact)
-    if settings.near is not None:
-        find_near = partial(_find_near, threshold=settings.near)
-        for name in items:
-            columns = job.compared[name]
-            texts = [[text for column in columns for text in item.read_texts(column)] for item in items[name]]
-            items[name] = _without(job, name, items[name], "near duplicates", texts, find_near)
-    return items
+def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:
+    settings = plan.settings.prepare.redact
+    personal = ledger.counts.setdefault("personal", Counter())
+    entry = ledger.entry("redact", name)
+    entry.more.setdefault("changed", 0)
+    for item in items:
+        columns, counts = redact.redact_row(item.columns, settings, item.nested)
+        personal.update(counts)
+        hidden = {**columns, "_file": plan.hide_key(item.file)}
+        id_, group = (plan.hide_key(key, item.columns) for key in (item.id, item.group))
+        better = replace(item, id=id_, group=group, columns=hidden)
+        if kind := redact.drops(counts, settings):
+            ledger.drop("redact", name, better.reject("redact", "personal data", kind))
+            continue
+        ledger.count("redact", name)
+        if counts:
+            entry.more["changed"] += 1
+            if ledger.wants("redact"):
+                shown = "\n".join(text for column, text in columns.items() if text != item.columns[column])
+                ledger.sample("redact", {"source": name, "file": better.file, "line": item.line, "after": cut(shown)})
+        yield better
 
 
-def _without(
-    job: Job,
-    name: str,
-    found: list[Item],
-    step: str,
-    read: list[list[str]],
-    find: Callable[[list[str]], dedup.Found],
-) -> list[Item]:
-    texts = ["\n".join(texts) for texts in read]
-    twins = {int(i): (int(kept), float(alike)) for i, kept, alike in zip(*find(texts), strict=True)}
-    reason = step.removesuffix("s")
-    rejects = [
-        found[i].reject(step, reason, f"similarity {alike} to {found[stands].id}")
-        for i, (stands, alike) in twins.items()
-    ]
-    kept = [item for i, item in enumerate(found) if i not in twins]
-    job.ledger.record(step, name, len(found), len(kept), rejects)
-    if step == "near duplicates":
-        shown = sorted((alike, i, stands) for i, (stands, alike) in twins.items())[:3]
-        job.clusters += [
-            {"source": name, "similarity": alike, "kept": texts[stands], "dropped": texts[i]}
-            for alike, i, stands in shown
-        ]
-    return kept
+def _difference(before: Item, after: Item, plan: Plan) -> dict[str, str | int]:
+    columns = [column for column in before.columns if before.columns[column] != after.columns[column]]
+    texts = [cut(plan.hide([item.columns[column] for column in columns])) for item in (before, after)]
+    return {"source": before.source, "file": before.file, "line": before.line, "before": texts[0], "after": texts[1]}
 
 
-def _find_exact(texts: list[str]) -> dedup.Found:
-    return dedup.find_exact(dedup.keys(texts))
+class _Notes:
+    """The items of a unit of work on disk, and beside them what the steps that look at all rows of a source read."""
+
+    def __init__(self, folder: Path, plan: Plan, source: str) -> None:
+        self._folder, self._settings = folder, plan.settings.prepare.dedup
+        self._content, self._compared = plan.content(source), plan.compared(source)
+        self._table = store.items_table(folder)
+        self._files: list[str] = []
+        self._ids: list[tuple[int, int, int, int]] = []
+        self._texts: list[tuple[str, str]] = []
+        self._out: dict[str, BinaryIO] = {}
+
+    def named(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items as they come; the ids of all of them are noted, also of those that a later step drops."""
+        for item in items:
+            if not self._files or self._files[-1] != item.file:
+                self._files.append(item.file)
+            self._ids.append((*store.key(item.id), len(self._files) - 1, item.line))
+            if len(self._ids) == _TOGETHER:
+                self._flush_ids()
+            yield item
+
+    def add(self, item: Item) -> None:
+        store.add_item(self._table, item)
+        self._texts.append((
+            "\n".join(text for column in self._content for text in item.texts(column)),
+            "\n".join(text for column in self._compared for text in item.read_texts(column)),
+        ))  # fmt: skip
+        if len(self._texts) == _TOGETHER:
+            self._flush_texts()
+
+    def __enter__(self) -> "_Notes":
+        for name in (store.NAMED, store.KEYS, store.SKETCHES, store.TEXTS):
+            self._out[name] = (self._folder / name).open("wb")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush_ids()
+        self._flush_texts()
+        self._table.close()
+        for file in self._out.values():
+            file.close()
+        store.write_lines(self._folder / store.FILES, self._files)
+
+    def _flush_ids(self) -> None:
+        self._out[store.NAMED].write(np.array(self._ids, np.uint64).tobytes())
+        self._ids = []
+
+    def _flush_texts(self) -> None:
+        content, compared = [text for text, _ in self._texts], [text for _, text in self._texts]
+        if self._settings.exact:
+            self._out[store.KEYS].write(dedup.keys(content).tobytes())
+        if self._settings.near is not None:
+            self._out[store.SKETCHES].write(dedup.sketches(compared).tobytes())
+            store.add_texts(self._out[store.TEXTS], compared)
+        self._texts = []
 
 
-def _find_near(texts: list[str], threshold: float) -> dedup.Found:
-    return dedup.find_near(dedup.sketches(texts), threshold, lambda places: [texts[place] for place in places])
+def _twice(name: str, shards: list[store.Shard]) -> Iterator[Problem]:
+    """Rows whose id another row of the source has already."""
+    named = np.concatenate([shard.named() for shard in shards])
+    order = np.lexsort((named[:, 1], named[:, 0]))  # stable: of equal ids the first comes first
+    ids = named[order, :2]
+    again = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1)) + 1
+    first: dict[int, int] = {}
+    for at in again:
+        first[order[at]] = first.get(order[at - 1], order[at - 1])
+    if not first:
+        return
+    starts = np.cumsum([0, *(len(shard.named()) for shard in shards)])
+    files = [store.read_lines(shard.folder / store.FILES) for shard in shards]
 
+    def place(row: int) -> str:
+        shard = int(np.searchsorted(starts, row, side="right")) - 1
+        return f"{files[shard][named[row, 2]]}:{named[row, 3]}"
 
-def _content(job: Job, item: Item) -> list[str]:
-    """The values that end up in records, in column order."""
-    return [text for name in job.content[item.source] for text in item.texts(name)]
+    for row, other in sorted(first.items()):
+        yield Problem(
+            place(row), None, f"this id stands at {place(other)} already",
+            f"make the ids unique, or name more columns in sources.{name}.id",
+        )  # fmt: skip

@@ -1,21 +1,22 @@
 """What decides the result of PREPARE, and what its steps share while they run."""
 
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from finetune.chat import ChatFormat
 from finetune.config.data import ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.prepare import Prepare
 from finetune.config.section import Section
-from finetune.corpus.build import Example, Item
+from finetune.corpus import redact
+from finetune.corpus.build import Item, compared_columns, nested_columns, used_columns
+from finetune.corpus.engine import Engine
 from finetune.corpus.ledger import Ledger
-from finetune.corpus.split import Side
-
-Items = dict[str, list[Item]]
-"""Source -> its rows."""
-Sides = dict[str, dict[Side, list[Example]]]
-"""Task -> side -> examples."""
+from finetune.corpus.read import capped
+from finetune.corpus.split import Side, side_of
+from finetune.errors import Problem
 
 
 class Longest(Section):
@@ -47,16 +48,81 @@ class Config(Section):
     model: Modes
 
 
-@dataclass
-class Job:
-    """What every step needs: settings, the chat format, the ledger, and counts for the datasheet."""
+@functools.lru_cache(maxsize=2)
+def read_chat(model: Path) -> ChatFormat:
+    """The chat format of a model directory, read once in a process."""
+    return ChatFormat.read(model)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a unit of work needs to know, in whatever process it runs."""
 
     settings: Config
-    chat: ChatFormat
-    ledger: Ledger = field(default_factory=Ledger)
-    content: dict[str, list[str]] = field(default_factory=dict)
-    """Source -> the columns whose text ends up in records."""
-    compared: dict[str, list[str]] = field(default_factory=dict)
-    """Source -> the columns in which near duplicates are looked for."""
-    personal: Counter[str] = field(default_factory=Counter)
-    clusters: list[dict[str, Any]] = field(default_factory=list)
+    model: Path
+
+    @property
+    def chat(self) -> ChatFormat:
+        return read_chat(self.model)
+
+    @property
+    def used(self) -> dict[str, Source]:
+        """The sources that something uses."""
+        return {name: source for name, source in self.settings.sources.items() if self.content(name)}
+
+    def content(self, source: str) -> list[str]:
+        """The columns of a source whose text ends up in records."""
+        return used_columns(source, self.settings.sources[source], self.settings)[0]
+
+    def needed(self, source: str) -> list[str]:
+        """Every column of a source that the recipe uses."""
+        return used_columns(source, self.settings.sources[source], self.settings)[1]
+
+    def compared(self, source: str) -> list[str]:
+        """The columns in which near duplicates are looked for."""
+        return compared_columns(source, self.settings)
+
+    def nested(self, source: str) -> frozenset[str]:
+        """The columns that hold JSON."""
+        return frozenset(column for pair in nested_columns(source, self.settings) for column in pair if column)
+
+    def side_of(self, item: Item) -> Side:
+        return side_of(item.group, self.settings.seed, self.settings.prepare.split)
+
+    def hide_key(self, key: str, columns: Mapping[str, str] | None = None) -> str:
+        """An id, group or file name without personal data; `columns`: the row as it was read."""
+        return redact.redact_key(key, self.settings.prepare.redact, self.settings.seed, columns)
+
+    def hide(self, texts: list[str]) -> str:
+        """Texts of a row, joined, without personal data."""
+        return "\n".join(redact.redact_texts(texts, self.settings.prepare.redact.kinds)[0])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step shares: the plan, the ledger, where and how units of work are worked off."""
+
+    plan: Plan
+    ledger: Ledger
+    scratch: Path
+    engine: Engine
+    say: Callable[[str], None]
+    limit: int | None = None
+    """Rows of each source that are read, for a look at what would come out; None: all."""
+
+    @property
+    def settings(self) -> Config:
+        return self.plan.settings
+
+    def refuse(self, problems: Sequence[Problem]) -> None:
+        """RecipeError if there is one; a look at a few rows goes on, and says what they are too few for."""
+        if not problems:
+            return
+        if self.limit is None:
+            raise capped(problems)
+        for problem in problems:
+            self.say(f"  among these rows: {problem}")
+
+    @property
+    def chat(self) -> ChatFormat:
+        return self.plan.chat

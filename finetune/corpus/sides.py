@@ -1,57 +1,47 @@
-"""Steps from rows to the three sides: tasks, split, caps, general text, decontamination, the cross-split check."""
+"""Steps from examples to the three sides: split, general text, decontamination, caps, and the cross-split check."""
 
+import functools
 import json
-from collections.abc import Set
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from finetune.artifacts import hash_file
 from finetune.config.data import Task, TextUse
-from finetune.corpus import conversations, dedup
-from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, fill, names_in, unmet
-from finetune.corpus.ledger import Reject
-from finetune.corpus.read import capped
-from finetune.corpus.settings import Items, Job, Sides
-from finetune.corpus.split import SIDES, EvaluationIndex, Side, choose, side_of
-from finetune.errors import Problem, RecipeError
-from finetune.metrics import gold_problem
+from finetune.corpus import store
+from finetune.corpus.build import fill
+from finetune.corpus.engine import work_off
+from finetune.corpus.examples import EXAMPLES, Examples, compared, find_labels
+from finetune.corpus.ledger import Ledger, Reject, sample_of
+from finetune.corpus.records import write_line
+from finetune.corpus.rows import Shards
+from finetune.corpus.settings import Job, Plan
+from finetune.corpus.split import SIDES, EvaluationIndex, Side
+from finetune.errors import Problem
+
+Sides = dict[str, Examples]
+"""Task -> its examples."""
 
 
-def build_tasks(job: Job, items: Items) -> dict[str, list[Example]]:
-    examples: dict[str, list[Example]] = {}
-    for name, task in job.settings.tasks.items():
-
-        def judge(item: Item, task: Task = task) -> Reject | None:
-            column = unmet(task.where, item.columns)
-            if column is not None:
-                return item.reject("task", "where", f"column {column}")
-            empty = empty_part(task, item)
-            return item.reject("task", empty) if empty else None
-
-        chosen = job.ledger.keep("task", name, items[task.source], judge)
-        examples[name] = [Example(build_chat(name, task, item), item) for item in chosen]
-    return examples
-
-
-def split(job: Job, examples: dict[str, list[Example]]) -> Sides:
-    sides: Sides = {}
+def split(job: Job, sides: Sides) -> None:
+    """Count what lies on which side. Raises RecipeError for tasks that could not be trained or tested so."""
     problems: list[Problem] = []
-    for name, found in examples.items():
-        dealt: dict[Side, list[Example]] = {side: [] for side in SIDES}
-        for example in found:
-            dealt[side_of(example.item.group, job.settings.seed, job.settings.prepare.split)].append(example)
-        into = {side: len(dealt[side]) for side in SIDES}
-        job.ledger.record("split", name, len(found), sum(into.values()), into=into)
-        sides[name] = dealt
-        problems += _lopsided(name, job.settings.tasks[name], found, dealt)
-    if problems:
-        raise capped(problems)
-    return sides
+    for name, found in sides.items():
+        into = {side: int(found.on(side).sum()) for side in SIDES}
+        tokens = int(found.supervised[found.alive].sum())
+        job.ledger.record("split", name, int(found.alive.sum()), sum(into.values()), tokens=(tokens, tokens), into=into)
+        problems += _lopsided(name, job.settings.tasks[name], found)
+    job.refuse(problems)
 
 
-def _lopsided(name: str, task: Task, found: list[Example], dealt: dict[Side, list[Example]]) -> list[Problem]:
+def _lopsided(name: str, task: Task, found: Examples) -> list[Problem]:
     where = f"tasks.{name}"
-    groups = len({example.item.group for example in found})
-    test_groups = len({example.item.group for example in dealt["test"]})
-    if not found:
+    rows, groups, test_groups = int(found.alive.sum()), found.groups(found.alive), found.groups(found.on("test"))
+    if not rows:
         return [
             Problem(where, task.source, "no row is left for this task", "loosen `where` or the filters; see rejects")
         ]
@@ -65,11 +55,11 @@ def _lopsided(name: str, task: Task, found: list[Example], dealt: dict[Side, lis
                 f"raise prepare.split.test, change seed, or name a finer group in sources.{task.source}.group",
             )
         )
-    if task.train_rows and not dealt["train"]:
+    if task.train_rows and not found.on("train").any():
         problems.append(
             Problem(
                 where,
-                f"0 training rows of {len(found)}",
+                f"0 training rows of {rows}",
                 "a task that is trained needs training rows",
                 f"lower prepare.split.test, name a finer group in sources.{task.source}.group, or set train_rows: 0",
             )
@@ -77,145 +67,229 @@ def _lopsided(name: str, task: Task, found: list[Example], dealt: dict[Side, lis
     return problems
 
 
-def take_sides(job: Job, sides: Sides, general: list[dict[str, str]]) -> tuple[Sides, EvaluationIndex | None]:
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluation rows say, in a file: {"name", "values", "prompt"} a line. None: nothing is compared."""
+
+    n: int | None
+    file: Path
+
+    def add(self, rows: Iterable[tuple[str, list[str], list[str]]]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            for name, values, prompt in rows:
+                file.write(write_line({"name": name, "values": values, "prompt": prompt}) + "\n")
+
+    def frozen(self) -> "Evaluation":
+        """As it is now, under a name of its content: what units of work read does not change under them."""
+        other = Evaluation(self.n, self.file.with_name(f"evaluation-{hash_file(self.file)[:12]}.jsonl"))
+        other.file.write_bytes(self.file.read_bytes())
+        return other
+
+    def index(self) -> EvaluationIndex:
+        assert self.n is not None, "asked for where decontamination is on"
+        return _index(self.n, self.file)
+
+
+@functools.lru_cache(maxsize=2)
+def _index(n: int, file: Path) -> EvaluationIndex:
+    """Read once in a process."""
+    index = EvaluationIndex(n)
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            index.add(row["name"], row["values"], row["prompt"])
+    return index
+
+
+def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]]) -> Evaluation:
     """Test, then validation, then training rows: each side loses what it shares with those before it, then is capped.
 
     The caps come after the losses, so that a leak costs no training row where there are enough.
     """
-    n = job.settings.prepare.decontaminate.ngram
-    index = None if n is None else EvaluationIndex(n)
-    taken: Sides = {name: {} for name in sides}
-    labels = {
-        name: find_labels([example for found in dealt.values() for example in found], job.settings.tasks[name])
-        for name, dealt in sides.items()
-    }
+    evaluation = Evaluation(job.settings.prepare.decontaminate.ngram, job.scratch / "evaluation.jsonl")
+    evaluation.file.write_bytes(b"")
+    labels = {name: find_labels(found) for name, found in sides.items()}
     for side in reversed(SIDES):
-        for name, dealt in sides.items():
+        if evaluation.n is not None and side != "test":
+            _decontaminate(job, sides, side, labels, evaluation.frozen())
+        for name, found in sides.items():
             task = job.settings.tasks[name]
-            found = dealt[side]
-            if index is not None and side != "test":
-                judge = partial(_judge_leak, index=index, task=task, labels=labels[name])
-                found = job.ledger.keep("decontaminate", f"{name}/{side}", found, judge)
             most = {"train": task.train_rows, "valid": task.valid_rows, "test": task.test_rows}[side]
-            taken[name][side] = _cap(job, name, side, found, most)
-        if index is not None and side != "train":
-            for name, dealt in taken.items():
-                for example in dealt[side]:
-                    index.add(example.chat.id, *_values(job.settings.tasks[name], example.item, labels[name]))
-    if index is not None:
-        for row in general:
-            index.add(row["id"], [row["text"]])
-    return taken, index
+            _cap(job, found, side, most)
+            if side != "train":
+                rows: Iterator[Any] = found.chats(found.on(side), "id", "prompt", "answers")
+                evaluation.add((row["id"], *compared(row, labels[name])) for row in rows)
+    evaluation.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
+    return evaluation
 
 
-def _cap(job: Job, task: str, side: Side, examples: list[Example], most: int) -> list[Example]:
+@dataclass(frozen=True)
+class Part:
+    """The examples of one side in one folder: a unit of work."""
+
+    task: str
+    side: Side
+    folder: Path
+
+
+def _decontaminate(
+    job: Job, sides: Sides, side: Side, labels: Mapping[str, set[int]], evaluation: Evaluation
+) -> None:
+    parts = [Part(name, side, folder) for name, found in sides.items() for folder, _ in found.parts(found.on(side))]
+    for name, values in labels.items():
+        np.save(job.scratch / f"labels-{name}.npy", np.array(sorted(values), np.uint64))
+    work = partial(look_for_leaks, labels=job.scratch, evaluation=evaluation)
+    folders = work_off(f"decontaminate {side}", parts, work, scratch=job.scratch, engine=job.engine, say=job.say)
+    job.ledger.take_in(folders)
+    for name, found in sides.items():
+        before = int(found.on(side).sum())
+        for part, folder in zip(parts, folders, strict=True):
+            if part.task == name:
+                start = found.starts[found.folders.index(part.folder)]
+                clean = np.load(folder / "clean.npy")
+                found.alive[start : start + len(clean)] &= clean
+        entry = job.ledger.entry("decontaminate", f"{name}/{side}")
+        if not before:
+            job.ledger.record("decontaminate", f"{name}/{side}", 0, 0, tokens=(0, 0))
+        assert (entry.rows_in, entry.rows_out) == (before, int(found.on(side).sum())), f"{name}: an example was lost"
+
+
+def look_for_leaks(part: Part, folder: Path, *, labels: Path, evaluation: Evaluation) -> None:
+    """One unit of work: which examples of this side share nothing with an evaluation row."""
+    index, known = evaluation.index(), set(np.load(labels / f"labels-{part.task}.npy").tolist())
+    with np.load(part.folder / "examples.npz") as arrays:
+        mine, supervised = arrays["side"] == SIDES.index(part.side), arrays["supervised"]
+    clean = np.ones(len(mine), bool)
+    label, given = f"{part.task}/{part.side}", int(supervised[mine].sum())
+    rejects = []
+    with Ledger.opened(folder) as ledger:
+        rows = store.read(part.folder / EXAMPLES, mine, ["id", "file", "line", "prompt", "answers"])
+        for at, row in zip(np.flatnonzero(mine).tolist(), rows, strict=True):
+            values, prompt = compared(row, known)
+            hit = index.find(values, prompt)
+            if hit is not None:
+                clean[at] = False
+                reject = leak(row, hit, int(supervised[at]))
+                rejects.append(reject)
+                show(ledger, label, reject, hit, "\n".join(values))
+        left = mine & clean
+        tokens = (given, int(supervised[left].sum()))
+        ledger.record("decontaminate", label, int(mine.sum()), int(left.sum()), rejects, tokens)
+    np.save(folder / "clean.npy", clean | ~mine)
+
+
+def leak(row: Mapping[str, Any], hit: tuple[str, str], tokens: int = 0) -> Reject:
+    """A row that shares a passage with an evaluation row: `hit` as EvaluationIndex.find gives it."""
+    why, detail = "shared with an evaluation row", f"{hit[0]}: {hit[1]}"
+    return Reject(row["file"], row["line"], row["id"], "decontaminate", why, detail, supervised_tokens=tokens)
+
+
+def show(ledger: Ledger, label: str, reject: Reject, hit: tuple[str, str], text: str) -> None:
+    if ledger.wants("decontaminate"):
+        sample = sample_of(label, reject, text)
+        ledger.sample("decontaminate", {**sample, "evaluation": hit[0], "passage": hit[1]})
+
+
+def _cap(job: Job, found: Examples, side: Side, most: int) -> None:
     # Whole ids are drawn, so that which rows are taken depends neither on their order nor on their number.
-    chosen = choose([example.chat.id for example in examples], most, job.settings.seed, f"{task}/{side}")
-    return job.ledger.keep(
-        "cap", f"{task}/{side}", examples,
-        lambda example: None if example.chat.id in chosen else example.reject("cap", f"over {side}_rows"),
-    )  # fmt: skip
+    rows = np.flatnonzero(found.on(side))
+    over = np.zeros(len(found.alive), bool)
+    over[rows[np.argsort(found.draw[rows], kind="stable")[most:]]] = True
+    found.drop(job, "cap", side, over, f"over {side}_rows")
 
 
-def take_general(job: Job, items: Items) -> list[dict[str, str]]:
-    """General text to measure forgetting on. From a source that is trained on as well, only its test groups."""
-    trained = {use.source for use in job.settings.text} | (
-        {job.settings.replay.source} if job.settings.replay else set()
-    )
-    rows: list[dict[str, str]] = []
+def take_general(job: Job, shards: Shards) -> list[tuple[str, store.Shard]]:
+    """General text to measure forgetting on: (kind, shard). From a source that is trained on, only its test groups."""
+    trained = {use.source for use in job.settings.text}
+    if job.settings.replay is not None:
+        trained.add(job.settings.replay.source)
+    taken: list[tuple[str, store.Shard]] = []
     for kind, use in job.settings.general.items():
-        chosen = take_text(
-            job, f"general/{kind}", use, items[use.source], ("test",) if use.source in trained else SIDES
-        )
-        if not chosen:
-            raise RecipeError.one(
-                f"general.{kind}",
-                use.source,
-                "no text is left to measure forgetting on",
-                "name a source with more text",
-            )
-        rows += [{"id": f"{kind}/{item.id}", "kind": kind, "text": fill(use.template, item.columns)} for item in chosen]
-    return rows
+        label = f"general/{kind}"
+        found = take_text(job, label, use, shards[use.source], ("test",) if use.source in trained else SIDES, label)
+        if not any(map(len, found)):
+            rule, fix = "no text is left to measure forgetting on", "name a source with more text"
+            job.refuse([Problem(f"general.{kind}", use.source, rule, fix)])
+        taken += [(kind, shard) for shard in found]
+    return taken
 
 
-def take_text(job: Job, label: str, use: TextUse, found: list[Item], sides: tuple[Side, ...]) -> list[Item]:
-    """Rows of a text use that lie on the wanted sides, in order, up to max_chars."""
-    taken = 0
-
-    def judge(item: Item) -> Reject | None:
-        nonlocal taken
-        if side_of(item.group, job.settings.seed, job.settings.prepare.split) not in sides:
-            return item.reject("text", "other side of the split")
-        text = fill(use.template, item.columns)
-        if not text.strip():
-            return item.reject("text", "empty text")
-        if use.max_chars is not None and taken + len(text) > use.max_chars:
-            return item.reject("text", "over max_chars")
-        taken += len(text)
-        return None
-
-    return job.ledger.keep("text", label, found, judge)
+def general_rows(job: Job, general: Iterable[tuple[str, store.Shard]]) -> Iterator[dict[str, str]]:
+    for kind, shard in general:
+        template, nested = job.settings.general[kind].template, job.plan.nested(shard.source)
+        for item in shard.items(nested):
+            yield {"id": f"{kind}/{item.id}", "kind": kind, "text": fill(template, item.columns)}
 
 
-def _judge_leak(example: Example, index: EvaluationIndex, task: Task, labels: Set[str]) -> Reject | None:
-    return leak_reject(example, index.find(*_values(task, example.item, labels)))
+_OTHER_SIDE, _EMPTY = -1, -2
 
 
-def leak_reject(found: Example | Item, hit: tuple[str, str] | None) -> Reject | None:
-    return found.reject("decontaminate", "shared with an evaluation row", f"{hit[0]}: {hit[1]}") if hit else None
+@dataclass(frozen=True)
+class Measured:
+    """Rows of a text use whose length in characters is asked for: a unit of work."""
+
+    label: str
+    template: str
+    sides: tuple[Side, ...]
+    shard: store.Shard
 
 
-def find_labels(examples: list[Example], task: Task) -> set[str]:
-    """Answer values that more than one group gives: labels. Sharing one is what a task is about, not a leak."""
-    groups: dict[str, set[str]] = {}
-    for example in examples:
-        for value in _answers(task, example.item):
-            groups.setdefault(value, set()).add(example.item.group)
-    return {value for value, found in groups.items() if len(found) > 1}
+def take_text(
+    job: Job, label: str, use: TextUse, shards: list[store.Shard], sides: tuple[Side, ...], name: str
+) -> list[store.Shard]:
+    """Rows of a text use that lie on the wanted sides, in order, up to max_chars. `name` is that of one use alone."""
+    home = f"measure {name.replace('/', ' ')}"
+    units = [Measured(label, use.template, sides, shard) for shard in shards]
+    work = partial(measure, plan=job.plan)
+    folders = work_off(home, units, work, scratch=job.scratch, engine=job.engine, say=job.say)
+    taken, chars, rows_in, rows_out = [], 0, 0, 0
+    rejects: list[Iterator[Reject]] = []
+    for number, (shard, folder) in enumerate(zip(shards, folders, strict=True)):
+        lengths = np.load(folder / "lengths.npy")
+        if use.max_chars is not None:
+            for row, length in enumerate(lengths.tolist()):
+                if length > 0 and chars + length > use.max_chars:
+                    lengths[row] = 0
+                chars += max(0, int(lengths[row]))
+        keep = lengths > 0
+        kept = shard.narrowed(keep, job.scratch / home / f"{number:06d}.npy")
+        rejects.append(_left_out(shard, lengths, keep))
+        taken.append(kept)
+        rows_in, rows_out = rows_in + len(keep), rows_out + int(keep.sum())
+    job.ledger.record("text", label, rows_in, rows_out, (reject for found in rejects for reject in found))
+    return taken
 
 
-def _values(task: Task, item: Item, labels: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
-    """(values of prompt and answer columns without labels, values of prompt columns): what is compared across sides."""
-    if task.messages is not None:
-        prompt = conversations.asked(json.loads(item.columns[task.messages]))
-    else:
-        prompt = [item.columns[name] for name in names_in([task.prompt])]
-    return [*prompt, *(value for value in _answers(task, item) if value not in labels)], prompt
+def _left_out(shard: store.Shard, lengths: store.Array, keep: store.Mask) -> Iterator[Reject]:
+    whole = shard.mask()
+    gone = np.ones(len(keep), bool) if whole is None else whole.copy()
+    gone[np.flatnonzero(gone)] = ~keep
+    words = {_OTHER_SIDE: "other side of the split", _EMPTY: "empty text", 0: "over max_chars"}
+    reasons = [words[length] for length in lengths[~keep].tolist()]
+    return store.rejects(shard.folder / store.ITEMS, gone, "text", reasons)
 
 
-def _answers(task: Task, item: Item) -> list[str]:
-    if task.messages is not None:
-        return conversations.answered(json.loads(item.columns[task.messages]))
-    return [item.columns[name] for name in names_in(answer_templates(task))]
+def measure(unit: Measured, folder: Path, *, plan: Plan) -> None:
+    """One unit of work: characters of each row's text, or why it is left out."""
+    lengths = []
+    for item in unit.shard.items(plan.nested(unit.shard.source)):
+        text = fill(unit.template, item.columns)
+        on_side = plan.side_of(item) in unit.sides
+        lengths.append(_OTHER_SIDE if not on_side else len(text) if text.strip() else _EMPTY)
+    np.save(folder / "lengths.npy", np.array(lengths, np.int64))
 
 
 def check(job: Job, sides: Sides) -> None:
     """The cross-split check: no group and no conversation on two sides; and something to train and test on."""
-    seen: dict[str, tuple[Side, Example]] = {}
-    groups: dict[str, Side] = {}
-    problems: list[Problem] = []
-    for name, dealt in sides.items():
-        for side in SIDES:
-            for example in dealt[side]:
-                item = example.item
-                assert groups.setdefault(item.group, side) == side, f"group {item.group} lies on two sides"
-                said = "\0".join(map(dedup.normalise, _values(job.settings.tasks[name], item)[0]))
-                other_side, other = seen.setdefault(said, (side, example))
-                if other_side != side:
-                    problems.append(
-                        Problem(
-                            f"{item.file}:{item.line}",
-                            None,
-                            f"this {side} row says the same as {other_side} row {other.item.file}:{other.item.line}",
-                            "set prepare.dedup.exact=true and prepare.decontaminate.ngram=13, or give both one group",
-                        )
-                    )
-        problems += _unscorable(name, job.settings.tasks[name], [e for side in SIDES for e in dealt[side]])
-        if job.settings.tasks[name].train_rows and not dealt["train"]:
+    problems: list[Problem] = _two_sides(sides)
+    for name, found in sides.items():
+        wrong: Iterator[Any] = found.chats(found.alive, "problems")
+        problems += [Problem(**one) for row in wrong if row["problems"] for one in json.loads(row["problems"])]
+        if job.settings.tasks[name].train_rows and not found.on("train").any():
             problems.append(
                 Problem(f"tasks.{name}", "0 training rows", "every training row was dropped", "see rejects.jsonl")
             )
-        if len({example.item.group for example in dealt["test"]}) < 2:
+        if found.groups(found.on("test")) < 2:
             problems.append(
                 Problem(
                     f"tasks.{name}",
@@ -224,19 +298,33 @@ def check(job: Job, sides: Sides) -> None:
                     "raise prepare.split.test or test_rows",
                 )
             )
-    if problems:
-        raise capped(problems)
+    job.refuse(problems)
 
 
-def _unscorable(name: str, task: Task, examples: list[Example]) -> list[Problem]:
-    """Gold answers that the task's metric cannot score, on whichever side: said before anything is trained."""
+def _two_sides(sides: Sides) -> list[Problem]:
+    """Rows of different sides that say the same, over all tasks."""
+    tasks = list(sides.values())
+    said = np.concatenate([store.load(found.folders, "examples", "said")[0][found.alive] for found in tasks])
+    side = np.concatenate([found.side[found.alive] for found in tasks])
+    group = np.concatenate([found.group[found.alive] for found in tasks])
+    pairs = np.unique(np.stack([group, side.astype(np.uint64)], axis=1), axis=0)
+    assert len(np.unique(pairs[:, 0])) == len(pairs), "a group lies on two sides"
+    order = np.lexsort((np.arange(len(side)), said[:, 1], said[:, 0]))
+    new = np.ones(len(order), bool)
+    new[1:] = (said[order][1:] != said[order][:-1]).any(axis=1)
+    first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    apart = side[order] != side[first]
+    if not apart.any():
+        return []
+    places = [
+        f"{row['file']}:{row['line']}" for found in sides.values() for row in found.chats(found.alive, "file", "line")
+    ]
     return [
         Problem(
-            f"{example.item.file}:{example.item.line}",
+            places[row],
             None,
-            f"tasks.{name}.metric={task.metric} cannot score this row's gold answer: {problem}",
-            f"mend the row, leave it out with tasks.{name}.where, or change the metric or its metric_options",
+            f"this {SIDES[side[row]]} row says the same as {SIDES[side[other]]} row {places[other]}",
+            "set prepare.dedup.exact=true and prepare.decontaminate.ngram=13, or give both one group",
         )
-        for example in sorted(examples, key=lambda example: (example.item.file, example.item.line))
-        if (problem := gold_problem(example.chat, task))
+        for row, other in sorted(zip(order[apart].tolist(), first[apart].tolist(), strict=True))
     ]

@@ -1,12 +1,18 @@
 """From examples and texts to token rows, the length policy, and the parquet files that training reads."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from finetune.chat import IGNORED, ChatFormat
 from finetune.corpus.build import Example
 from finetune.corpus.records import Chat
+from finetune.corpus.store import Mask, Table, batches
 from finetune.errors import Problem, RecipeError
 
 
@@ -61,41 +67,84 @@ def _check_gold(chat: ChatFormat, record: Chat) -> None:
         )
 
 
-def too_long(example: Example, rows: Sequence[TokenRow], max_length: int) -> Problem | None:
-    longest = max(len(row.input_ids) for row in rows)
-    if longest <= max_length:
-        return None
-    return Problem(
-        f"{example.item.file}:{example.item.line}",
-        f"{longest} tokens",
-        f"a row has at most sft.max_length={max_length}",
-        f"set sft.max_length={longest}, or prepare.length.policy=drop to leave such rows out (they are counted)",
-    )
+def cut(name: str, ids: list[int], length: int, *, whole: bool = False) -> list[tuple[str, list[int]]]:
+    """Tokens of a text in pieces of at most `length`, nothing lost; with `whole` only those of just that length."""
+    starts = range(0, len(ids) - length + 1 if whole else len(ids), length)
+    alone = len(starts) == 1 and not whole
+    return [(name if alone else f"{name}#{i}", ids[at : at + length]) for i, at in enumerate(starts, start=1)]
 
 
-def cut_text(chat: ChatFormat, name: str, text: str, length: int) -> list[tuple[str, list[int]]]:
-    """The tokens of a document and its end, in pieces of at most `length`, nothing lost: (id, token ids)."""
-    ids = [*chat.encode(text), chat.eos_id]
-    starts = range(0, len(ids), length)
-    return [(f"{name}#{i}" if len(starts) > 1 else name, ids[at : at + length]) for i, at in enumerate(starts, start=1)]
+ROWS = "tokens.parquet"
+_IDS = pa.list_(pa.int32())
+ROW = pa.schema([
+    ("id", pa.string()), ("task", pa.string()), ("input_ids", _IDS), ("labels", _IDS), ("mode", pa.string()),
+    ("example", pa.int64()), ("length", pa.int64()), ("supervised", pa.int64()),
+])  # fmt: skip
+"""`example`: the position, in its folder, of the example or text that the row is of."""
+_SFT = pa.schema([ROW.field(name) for name in ("id", "task", "input_ids", "labels", "mode")])
+_TEXT = pa.schema([ROW.field(name) for name in ("id", "input_ids")])
 
 
-def write_sft(path: Path, rows: Iterable[TokenRow]) -> None:
-    _write(path, [vars(row) for row in rows], ("id", "task", "input_ids", "labels", "mode"))
+def add_row(table: Table, row: TokenRow, example: int) -> None:
+    ids, labels = np.array(row.input_ids, np.int32), np.array(row.labels, np.int32)
+    table.add(
+        {**vars(row), "input_ids": ids, "labels": labels, "example": example, "length": len(ids),
+         "supervised": row.supervised},
+        8 * len(ids),
+    )  # fmt: skip
 
 
-def write_text(path: Path, rows: Iterable[tuple[str, list[int]]]) -> None:
-    _write(path, [{"id": name, "input_ids": ids} for name, ids in rows], ("id", "input_ids"))
+@dataclass
+class Written:
+    """What a file of token rows holds."""
+
+    lengths: list[int] = field(default_factory=list)
+    supervised: int = 0
+    modes: Counter[str] = field(default_factory=Counter)
+    replay: Counter[str] = field(default_factory=Counter)
+    """`rows` and `tokens` of replay."""
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        lengths = batch["length"].to_pylist()
+        self.lengths += lengths
+        self.supervised += sum(batch["supervised"].to_pylist())
+        self.modes.update(batch["mode"].to_pylist())
+        replay = [n for n, task in zip(lengths, batch["task"].to_pylist(), strict=True) if task == "replay"]
+        self.replay.update(rows=len(replay), tokens=sum(replay))
 
 
-def _write(path: Path, rows: list[dict[str, object]], columns: Sequence[str]) -> None:
-    # Imported here: a plan reads this stage's name and has less than a second for everything.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def write_sft(path: Path, parts: Iterable[tuple[Path, Mask]]) -> Written:
+    """The token rows of each folder for which its mask holds."""
+    written = Written()
+    with _writer(path, _SFT) as writer:
+        for folder, mask in parts:
+            for batch in batches(folder / ROWS, mask):
+                written.add(batch)
+                writer.write_batch(batch.select(_SFT.names))
+    return written
 
-    schema = pa.schema(
-        [(name, pa.list_(pa.int32()) if name in ("input_ids", "labels") else pa.string()) for name in columns]
-    )
+
+def count(parts: Iterable[tuple[Path, Mask]]) -> Written:
+    """What `write_sft` would write."""
+    written = Written()
+    for folder, mask in parts:
+        for batch in batches(folder / ROWS, mask, ["mode", "task", "length", "supervised"]):
+            written.add(batch)
+    return written
+
+
+def write_text(path: Path, parts: Iterable[tuple[Path, Mask]]) -> tuple[int, int]:
+    """The pieces of running text of each folder; (rows, tokens)."""
+    rows = tokens = 0
+    with _writer(path, _TEXT) as writer:
+        for folder, mask in parts:
+            for batch in batches(folder / ROWS, mask):
+                rows += len(batch)
+                tokens += sum(batch["length"].to_pylist())
+                writer.write_batch(batch.select(_TEXT.names))
+    return rows, tokens
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     # Fixed options: equal rows give equal bytes under one version of pyarrow, which the lock pins.
-    table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=65_536, version="2.6")
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, version="2.6")

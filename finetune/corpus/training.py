@@ -1,56 +1,89 @@
-"""Steps from examples and texts to what is trained on: token rows, running text, replay."""
+"""Steps from examples and texts to what is trained on: length policy, mix of modes, running text, replay."""
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
 
 from finetune.config.data import TextUse
-from finetune.corpus import tokens
-from finetune.corpus.build import Example, Item, fill
-from finetune.corpus.ledger import Reject
-from finetune.corpus.read import capped
-from finetune.corpus.settings import Items, Job, Sides
-from finetune.corpus.sides import leak_reject, take_text
-from finetune.corpus.split import SIDES, EvaluationIndex, Side, choose, side_of
+from finetune.corpus import store, tokens
+from finetune.corpus.build import Item, fill
+from finetune.corpus.engine import work_off
+from finetune.corpus.examples import EXAMPLES
+from finetune.corpus.ledger import Ledger, Reject
+from finetune.corpus.rows import Shards
+from finetune.corpus.settings import Job, Plan
+from finetune.corpus.sides import Evaluation, Sides, leak, show, take_text
+from finetune.corpus.split import SIDES, Side, draw
 from finetune.errors import Problem, RecipeError
 
+Tokens = list[tuple[Path, store.Mask]]
+"""(folder, which of its token rows)."""
 
-def tokenise(job: Job, sides: Sides) -> dict[Side, list[tokens.TokenRow]]:
-    """Token rows of each side. Rows over sft.max_length are an error or are dropped, never cut."""
+
+def fit_length(job: Job, sides: Sides) -> None:
+    """Rows over sft.max_length are an error or are dropped, never cut."""
     limit, policy = job.settings.sft.max_length, job.settings.prepare.length.policy
-    rows: dict[Side, list[tokens.TokenRow]] = {side: [] for side in SIDES}
     problems: list[Problem] = []
-    for name, dealt in sides.items():
+    for found in sides.values():
         for side in SIDES:
-            made: dict[str, list[tokens.TokenRow]] = {}
+            long = found.on(side) & (found.longest > limit)
+            lengths = [str(length) for length in found.longest[long].tolist()]
+            if policy == "drop":
+                details = [f"{length} tokens" for length in lengths]
+                found.drop(job, "length", side, long, "over max_length", details)
+                continue
+            found.drop(job, "length", side, np.zeros_like(long), "over max_length")
+            rows = found.chats(long, "file", "line")
+            problems += [
+                Problem(
+                    f"{row['file']}:{row['line']}",
+                    f"{length} tokens",
+                    f"a row has at most sft.max_length={limit}",
+                    f"set sft.max_length={length}, or prepare.length.policy=drop to leave such rows out "
+                    "(they are counted)",
+                )
+                for length, row in zip(lengths, rows, strict=True)
+            ]
+    job.refuse(problems)
 
-            def judge(example: Example, made: dict[str, list[tokens.TokenRow]] = made) -> Reject | None:
-                turns = tokens.tokenise(job.chat, example)
-                problem = tokens.too_long(example, turns, limit)
-                if problem is None or policy != "drop":
-                    made[example.chat.id] = turns
-                if problem is not None and policy != "drop":
-                    problems.append(problem)
-                    return None
-                return None if problem is None else example.reject("length", "over max_length", str(problem.value))
 
-            entries = len(job.ledger.entries)
-            dealt[side] = job.ledger.keep("length", f"{name}/{side}", dealt[side], judge)
-            found = [row for turns in made.values() for row in turns]
-            job.ledger.entries[entries]["tokens_supervised_out"] = sum(row.supervised for row in found)
-            rows[side] += found
-    if problems:
-        raise capped(problems)
-    return rows
+def token_rows(sides: Sides, side: Side) -> Tokens:
+    """The token rows of the examples that lie on this side, task by task."""
+    return [
+        (folder, _rows_of(folder, mask) & ~found.over.get(folder, np.False_))
+        for found in sides.values()
+        for folder, mask in found.parts(found.on(side))
+    ]
 
 
-def mix_modes(job: Job, sides: Sides, rows: list[tokens.TokenRow]) -> list[tokens.TokenRow]:
-    """Training examples with prepare.think_share of them in thinking mode; what is over in one mode is counted.
+def _rows_of(folder: Path, examples: store.Mask) -> store.Mask:
+    of: store.Array = pq.read_table(folder / tokens.ROWS, columns=["example"])["example"].to_numpy()
+    mine: store.Mask = examples[of]
+    return mine
+
+
+def mix_modes(job: Job, sides: Sides) -> None:
+    """Leave training examples out until prepare.think_share of them are in thinking mode; those are counted.
 
     The unit is the supervised turn, as it is trained. A conversation none of whose turns is left is no training row.
     """
     share = job.settings.prepare.think_share
     if share is None:
-        return rows
-    of_mode = {mode: [row.id for row in rows if row.mode == mode] for mode in ("plain", "think")}
-    think, plain = len(of_mode["think"]), len(of_mode["plain"])
-    for mode, count in (("think", think), ("plain", plain)):
+        return
+    parts = token_rows(sides, "train")
+    think, draws = array("b"), array("d")
+    for folder, mask in parts:
+        for row in store.read(folder / tokens.ROWS, mask, ["id", "mode"]):
+            think.append(row["mode"] == "think")
+            draws.append(draw(job.settings.seed, f"mix/{row['mode']}", row["id"]))
+    thinking, drawn = np.array(think, bool), np.array(draws)
+    counts = {"think": int(thinking.sum()), "plain": int((~thinking).sum())}
+    for mode, count in counts.items():
         if not count:
             raise RecipeError.one(
                 "prepare.think_share",
@@ -58,72 +91,154 @@ def mix_modes(job: Job, sides: Sides, rows: list[tokens.TokenRow]) -> list[token
                 f"no training example is of mode {mode}, so the two cannot be mixed",
                 "set prepare.think_share=null, or add rows of that mode",
             )
-    most = {"think": max(1, round(share * plain / (1 - share))), "plain": max(1, round(think * (1 - share) / share))}
-    kept = set().union(*(choose(ids, most[mode], job.settings.seed, f"mix/{mode}") for mode, ids in of_mode.items()))
-    examples = {example.chat.id: example for dealt in sides.values() for example in dealt["train"]}
-    over = [row for row in rows if row.id not in kept]
-    rejects = []
-    for row in over:
-        item = (examples.get(row.id) or examples[row.id.rpartition("#")[0]]).item
-        reason = f"over the share of mode {row.mode}"
-        rejects.append(Reject(item.file, item.line, row.id, "mix", reason, f"think_share {share}"))
-    mixed = [row for row in rows if row.id in kept]
-    job.ledger.record("mix", "train", len(rows), len(mixed), rejects, unit="supervised turns")
-    left = {row.id for row in mixed} | {row.id.rpartition("#")[0] for row in mixed}
-    for dealt in sides.values():
-        dealt["train"] = [example for example in dealt["train"] if example.chat.id in left]
-    return mixed
+    most = {
+        "think": max(1, round(share * counts["plain"] / (1 - share))),
+        "plain": max(1, round(counts["think"] * (1 - share) / share)),
+    }
+    keep = np.zeros(len(thinking), bool)
+    for mode, mine in (("think", thinking), ("plain", ~thinking)):
+        rows = np.flatnonzero(mine)
+        keep[rows[np.argsort(drawn[rows], kind="stable")[: most[mode]]]] = True
+    _leave_over(job, sides, parts, keep, share)
 
 
-def make_text(job: Job, items: Items, index: EvaluationIndex | None) -> dict[str, list[tuple[str, list[int]]]]:
-    """Running text for continued pre-training: never from test groups of a source that tasks are made of."""
-    pieces: dict[str, list[tuple[str, list[int]]]] = {"train": [], "valid": []}
-    tasked = {task.source for task in job.settings.tasks.values()}
-    measured = {use.source for use in job.settings.general.values()}
-    for number, use in enumerate(job.settings.text):
-        guarded = use.source in tasked | measured
-        found = take_text(job, f"text/{use.source}", use, items[use.source], ("train", "valid") if guarded else SIDES)
-        if index is not None:
-            found = _keep_clean(job, f"text/{use.source}", found, use.template, index)
-        for item in found:
-            side = side_of(item.group, job.settings.seed, job.settings.prepare.split)
-            name = f"text{number}/{item.id}"
-            text = fill(use.template, item.columns)
-            pieces["valid" if side == "valid" else "train"] += tokens.cut_text(
-                job.chat, name, text, job.settings.cpt.max_length
-            )
-    return pieces
-
-
-def _keep_clean(job: Job, label: str, found: list[Item], template: str, index: EvaluationIndex) -> list[Item]:
-    return job.ledger.keep(
-        "decontaminate", label, found, lambda item: leak_reject(item, index.find([fill(template, item.columns)]))
+def _leave_over(job: Job, sides: Sides, parts: Tokens, keep: store.Mask, share: float) -> None:
+    """Count and list the supervised turns that are over, and let go of conversations without any other."""
+    rejects: list[Reject] = []
+    at = tokens_in = tokens_out = 0
+    for folder, mask in parts:
+        found = next(found for found in sides.values() if folder in found.folders)
+        start = found.starts[found.folders.index(folder)]
+        places = list(store.read(folder / EXAMPLES, columns=["file", "line"]))
+        over, left = np.zeros(len(mask), bool), np.zeros(len(places), bool)
+        rows = store.read(folder / tokens.ROWS, mask, ["id", "mode", "example", "supervised"])
+        for number, row in zip(np.flatnonzero(mask).tolist(), rows, strict=True):
+            tokens_in += row["supervised"]
+            if keep[at]:
+                tokens_out += row["supervised"]
+                left[row["example"]] = True
+            else:
+                over[number] = True
+                place, reason = places[row["example"]], f"over the share of mode {row['mode']}"
+                rejects.append(
+                    Reject(place["file"], place["line"], row["id"], "mix", reason, f"think_share {share}",
+                           supervised_tokens=row["supervised"])
+                )  # fmt: skip
+            at += 1
+        found.over[folder] = over
+        here = slice(start, start + len(places))
+        found.alive[here] &= left | ~found.on("train")[here]
+    job.ledger.record(
+        "mix", "train", len(keep), int(keep.sum()), rejects, (tokens_in, tokens_out), unit="supervised turns"
     )
 
 
-def make_replay(job: Job, items: Items, index: EvaluationIndex | None, trained: int) -> list[tokens.TokenRow]:
+@dataclass(frozen=True)
+class Running:
+    """Running text of one shard: a unit of work. Pieces are called `name`/id; of `exactly` tokens, None: to the end."""
+
+    label: str
+    name: str
+    template: str
+    shard: store.Shard
+    exactly: int | None = None
+
+
+def make_text(job: Job, shards: Shards, evaluation: Evaluation) -> dict[str, Tokens]:
+    """Running text for continued pre-training: never from test groups of a source that tasks are made of."""
+    tasked = {task.source for task in job.settings.tasks.values()}
+    measured = {use.source for use in job.settings.general.values()}
+    parts: dict[str, Tokens] = {"train": [], "valid": []}
+    for number, use in enumerate(job.settings.text):
+        guarded = use.source in tasked | measured
+        sides: tuple[Side, ...] = ("train", "valid") if guarded else SIDES
+        label = f"text/{use.source}"
+        found = take_text(job, label, use, shards[use.source], sides, f"text{number}")
+        units = [Running(label, f"text{number}", use.template, shard) for shard in found]
+        for folder in _run_text(job, f"text{number}", units, evaluation):
+            valid = np.load(folder / "valid.npy")
+            parts["valid"].append((folder, valid))
+            parts["train"].append((folder, ~valid))
+    return parts
+
+
+def _run_text(job: Job, step: str, units: list[Running], evaluation: Evaluation) -> list[Path]:
+    work = partial(cut_text, plan=job.plan, evaluation=evaluation.frozen())
+    folders = work_off(step, units, work, scratch=job.scratch, engine=job.engine, say=job.say)
+    job.ledger.take_in(folders)
+    return folders
+
+
+def cut_text(unit: Running, folder: Path, *, plan: Plan, evaluation: Evaluation) -> None:
+    """One unit of work: the pieces of texts that share nothing with an evaluation row."""
+    chat, length = plan.chat, unit.exactly or plan.settings.cpt.max_length
+    valid, draws = [], []
+    rows = made = lost = 0
+    with Ledger.opened(folder) as ledger, store.Table(folder / tokens.ROWS, tokens.ROW) as table:
+        for item in _clean(unit, plan, evaluation, ledger):
+            text = fill(unit.template, item.columns)
+            ids = chat.encode(text) if unit.exactly else [*chat.encode(text), chat.eos_id]
+            pieces = tokens.cut(f"{unit.name}/{item.id}", ids, length, whole=unit.exactly is not None)
+            for name, piece in pieces:
+                row = tokens.TokenRow(name, unit.name, piece, piece, "plain")
+                tokens.add_row(table, row, rows)
+                valid.append(plan.side_of(item) == "valid")
+                draws.append(draw(plan.settings.seed, unit.name, name))
+            made += len(ids)
+            lost += len(ids) - sum(len(piece) for _, piece in pieces)
+            rows += 1
+        if unit.exactly is None:
+            ledger.record("cut text", unit.label, rows, rows, tokens=(made, made), pieces=len(valid))
+    np.save(folder / "valid.npy", np.array(valid, bool))
+    np.savez(folder / "pieces.npz", draw=np.array(draws), counts=np.array([rows, made, lost]))
+
+
+def _clean(unit: Running, plan: Plan, evaluation: Evaluation, ledger: Ledger) -> Iterator[Item]:
+    items = unit.shard.items(plan.nested(unit.shard.source))
+    if evaluation.n is None:
+        return items
+    index = evaluation.index()
+
+    def judge(item: Item) -> Reject | None:
+        text = fill(unit.template, item.columns)
+        hit = index.find([text])
+        if hit is None:
+            return None
+        reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit)
+        show(ledger, unit.label, reject, hit, text)
+        return reject
+
+    return ledger.keep("decontaminate", unit.label, items, judge)
+
+
+def make_replay(job: Job, shards: Shards, evaluation: Evaluation, sides: Sides) -> Tokens:
     """Pieces of general text, `share` as many as there are training rows, every token supervised."""
     use = job.settings.replay
-    if use is None or not trained or not round(use.share * trained):
+    wanted = 0 if use is None else round(use.share * sum(int(mask.sum()) for _, mask in token_rows(sides, "train")))
+    if use is None or not wanted:
         return []
     measured = {general.source for general in job.settings.general.values()}
-    sides: tuple[Side, ...] = ("train", "valid") if use.source in measured else SIDES
-    found = take_text(job, "replay", TextUse(source=use.source, template=use.template), items[use.source], sides)
-    if index is not None:
-        found = _keep_clean(job, "replay", found, use.template, index)
-    pieces = {}
-    for item in found:
-        ids = job.chat.encode(fill(use.template, item.columns))
-        for number, at in enumerate(range(0, len(ids) - use.tokens + 1, use.tokens), start=1):
-            pieces[f"replay/{item.id}#{number}"] = ids[at : at + use.tokens]
-    wanted = round(use.share * trained)
-    if len(pieces) < wanted:
-        raise RecipeError.one(
+    allowed: tuple[Side, ...] = ("train", "valid") if use.source in measured else SIDES
+    text = TextUse(source=use.source, template=use.template)
+    found = take_text(job, "replay", text, shards[use.source], allowed, "replay")
+    units = [Running("replay", "replay", use.template, shard, use.tokens) for shard in found]
+    folders = _run_text(job, "replay", units, evaluation)
+    draw, counts = store.load(folders, "pieces", "draw", "counts")
+    rows, made, lost = (int(count) for count in counts.reshape(-1, 3).sum(axis=0))
+    if len(draw) < wanted:
+        problem = Problem(
             "replay.share",
             use.share,
-            f"{wanted} pieces of {use.tokens} tokens are asked for, the source gives {len(pieces)}",
+            f"{wanted} pieces of {use.tokens} tokens are asked for, the source gives {len(draw)}",
             "lower replay.share or replay.tokens, or name a longer source",
         )
-    chosen = choose(list(pieces), wanted, job.settings.seed, "replay")
-    job.ledger.record("cut replay", "replay", len(found), len(found), pieces=len(pieces), chosen=len(chosen))
-    return [tokens.TokenRow(name, "replay", ids, ids, "plain") for name, ids in pieces.items() if name in chosen]
+        job.refuse([problem])
+    chosen = np.zeros(len(draw), bool)
+    chosen[np.argsort(draw, kind="stable")[:wanted]] = True
+    taken = int(chosen.sum())
+    over = {"shorter than replay.tokens": lost, "over replay.share": made - lost - taken * use.tokens}
+    job.ledger.record(
+        "cut replay", "replay", rows, rows, (), (made, taken * use.tokens), over, pieces=len(draw), chosen=taken
+    )
+    sizes = [len(np.load(folder / "valid.npy")) for folder in folders]
+    return list(zip(folders, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True))

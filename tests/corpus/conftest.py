@@ -13,6 +13,7 @@ import pytest
 from finetune.artifacts import Artifact
 from finetune.chat import ChatFormat
 from finetune.corpus import prepare
+from finetune.corpus.engine import Engine
 from finetune.corpus.read import find_documents
 
 TRAINING = {"max_length": 256}
@@ -88,7 +89,7 @@ class Corpus:
         out.mkdir()
         documents = find_documents(settings.sources, self.root)
         facts = prepare.run(
-            settings.model_dump(mode="json"), out=out, base=self.base, documents=documents, workers=workers,
+            settings.model_dump(mode="json"), out=out, base=self.base, documents=documents, engine=Engine(workers),
             say=lambda _: None,
         )  # fmt: skip
         return Prepared(out, facts)
@@ -105,7 +106,7 @@ def one_tokenizer() -> Iterator[None]:
     read: Callable[[Path], ChatFormat] = ChatFormat.read
     known: dict[Path, ChatFormat] = {}
     patch = pytest.MonkeyPatch()
-    patch.setattr(prepare.ChatFormat, "read", lambda path: known.setdefault(path, known.get(path) or read(path)))
+    patch.setattr(ChatFormat, "read", lambda path: known.setdefault(path, known.get(path) or read(path)))
     yield
     patch.undo()
 

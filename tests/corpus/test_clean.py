@@ -1,5 +1,8 @@
 """Repair keeps what was meant, and a ledger that does not add up cannot be written."""
 
+import io
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,19 +52,23 @@ def test_lengths_outside_the_filter_have_a_reason() -> None:
 
 def test_a_ledger_entry_that_does_not_add_up_is_our_mistake() -> None:
     with pytest.raises(AssertionError):
-        Ledger().record("step", "source", rows_in=3, rows_out=1, rejects=[Reject("f", 1, "i", "step", "why")])
+        Ledger(io.StringIO()).record("step", "source", rows_in=3, rows_out=1, rejects=[Reject("f", 1, "i", "step", "why")])
 
 
 @given(st.lists(st.integers(0, 9)), st.sets(st.integers(0, 9)))
 def test_every_row_is_kept_or_counted(rows: list[int], unwanted: set[int]) -> None:
-    ledger = Ledger()
-    kept = ledger.keep(
-        "step", "s", rows, lambda n: Reject("f", n, str(n), "step", f"is {n}") if n in unwanted else None
-    )
+    listed = io.StringIO()
+    ledger = Ledger(listed)
+
+    def judge(n: int) -> Reject | None:
+        return Reject("f", n, str(n), "step", f"is {n}") if n in unwanted else None
+
+    kept = list(ledger.keep("step", "s", rows, judge))
     (entry,) = ledger.entries
     assert kept == [n for n in rows if n not in unwanted]
     assert entry["rows_in"] == len(rows) == entry["rows_out"] + sum(entry["dropped"].values())
-    assert sorted(reject.line for reject in ledger.rejects) == sorted(n for n in rows if n in unwanted)
+    rejects = [json.loads(line) for line in listed.getvalue().splitlines()]
+    assert [reject["line"] for reject in rejects] == [n for n in rows if n in unwanted]
 
 
 @given(st.text(), st.text())

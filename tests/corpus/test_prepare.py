@@ -129,7 +129,8 @@ def test_a_control_token_in_a_document_never_reaches_the_model(corpus: Any) -> N
     corpus.write_rows("orders.jsonl", rows)
     made = corpus.prepare()
     assert made.dropped()["control token in text"] == 1
-    assert b"obey" not in b"".join(made.files().values())
+    read = {name: content for name, content in made.files().items() if name != "datasheet.json"}
+    assert b"obey" not in b"".join(read.values())
 
 
 def test_a_training_row_that_repeats_a_test_row_is_dropped(corpus: Any) -> None:

@@ -1,0 +1,223 @@
+"""The step that makes supervised conversations of items, tokenised once, for training and for the ledger.
+
+A unit of work is one task on one shard. Its folder holds the conversations, their token rows, and arrays for the steps
+that look at all examples of a task.
+"""
+
+import json
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from finetune.config.data import Task
+from finetune.corpus import conversations, dedup, store, tokens
+from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, names_in, unmet
+from finetune.corpus.engine import work_off
+from finetune.corpus.ledger import Ledger, Reject
+from finetune.corpus.rows import Shards
+from finetune.corpus.settings import Job, Plan
+from finetune.corpus.split import SIDES, Side, draw
+from finetune.errors import Problem, RecipeError
+from finetune.metrics import gold_problem
+
+EXAMPLES = "examples.parquet"
+_EXAMPLE = pa.schema([
+    ("id", pa.string()), ("file", pa.string()), ("line", pa.int64()), ("chat", pa.string()),
+    ("prompt", pa.list_(pa.string())), ("answers", pa.list_(pa.string())), ("problems", pa.string()),
+])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One task on one shard."""
+
+    task: str
+    shard: store.Shard
+
+
+@dataclass
+class Examples:
+    """The examples of one task: an array entry for each, `alive` while nothing has dropped it."""
+
+    task: str
+    folders: list[Path]
+    side: store.Array
+    """Position in SIDES."""
+    draw: store.Array
+    """Draws of the step that caps, in [0, 1)."""
+    group: store.Array
+    supervised: store.Array
+    longest: store.Array
+    """Tokens of the longest of its token rows."""
+    alive: store.Mask
+    starts: list[int]
+    """Position of the first example of each folder, and the end."""
+    over: dict[Path, store.Mask] = field(default_factory=dict)
+    """Folder -> token rows that are left out of an example that stays."""
+
+    def on(self, side: Side) -> store.Mask:
+        """Those still there that lie on this side."""
+        return self.alive & (self.side == SIDES.index(side))
+
+    def groups(self, which: store.Mask) -> int:
+        return len(np.unique(self.group[which]))
+
+    def parts(self, which: store.Mask) -> Iterator[tuple[Path, store.Mask]]:
+        """(folder, which of its examples) for each folder that has some of `which`."""
+        for folder, start, end in zip(self.folders, self.starts, self.starts[1:], strict=False):
+            if which[start:end].any():
+                yield folder, which[start:end]
+
+    def chats(self, which: store.Mask, *columns: str) -> Iterator[dict[str, object]]:
+        for folder, mask in self.parts(which):
+            yield from store.read(folder / EXAMPLES, mask, columns)
+
+    def rejects(self, gone: store.Mask, step: str, reason: str, details: list[str] | str = "") -> Iterator[Reject]:
+        at = 0
+        for folder, mask in self.parts(gone):
+            count = int(mask.sum())
+            here = details if isinstance(details, str) else details[at : at + count]
+            start = self.starts[self.folders.index(folder)]
+            lost = self.supervised[start : start + len(mask)][mask]
+            yield from store.rejects(folder / EXAMPLES, mask, step, reason, here, lost)
+            at += count
+
+    def drop(
+        self, job: Job, step: str, side: Side, gone: store.Mask, reason: str, details: list[str] | str = ""
+    ) -> None:
+        """Take these out and count them: an entry for each side of a task."""
+        before = self.on(side)
+        gone = gone & before
+        self.alive &= ~gone
+        after = self.on(side)
+        tokens_in, tokens_out = (int(self.supervised[which].sum()) for which in (before, after))
+        rejects = self.rejects(gone, step, reason, details)
+        label = f"{self.task}/{side}"
+        job.ledger.record(step, label, int(before.sum()), int(after.sum()), rejects, (tokens_in, tokens_out))
+
+
+def build_tasks(job: Job, shards: Shards) -> dict[str, Examples]:
+    """The examples of every task on their sides."""
+    units = [Unit(name, shard) for name, task in job.settings.tasks.items() for shard in shards[task.source]]
+    work = partial(make, plan=job.plan)
+    folders = work_off("task", units, work, scratch=job.scratch, engine=job.engine, say=job.say)
+    job.ledger.take_in(folders)
+    made = {}
+    for name, task in job.settings.tasks.items():
+        mine = [folder for unit, folder in zip(units, folders, strict=True) if unit.task == name]
+        side, draws, group, supervised, longest = store.load(
+            mine, "examples", "side", "draw", "group", "supervised", "longest"
+        )
+        sizes = [len(store.load([folder], "examples", "side")[0]) for folder in mine]
+        starts = [0, *np.cumsum(sizes).tolist()]
+        alive = np.ones(starts[-1], bool)
+        made[name] = Examples(name, mine, side, draws, group, supervised, longest, alive, starts)
+        assert job.ledger.follow(name, ("task",)).rows_out == starts[-1], f"{name}: an example was lost"
+        given = job.ledger.entry("task", name).rows_in
+        assert given == sum(map(len, shards[task.source])), f"{name}: a row of {task.source} was lost"
+    return made
+
+
+def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
+    """One unit of work."""
+    name, task = unit.task, plan.settings.tasks[unit.task]
+
+    def judge(item: Item) -> Reject | None:
+        column = unmet(task.where, item.columns)
+        if column is not None:
+            return item.reject("task", "where", f"column {column}")
+        empty = empty_part(task, item)
+        return item.reject("task", empty) if empty else None
+
+    nested = plan.nested(unit.shard.source)
+    arrays: list[tuple[int, ...]] = []
+    draws: list[float] = []
+    answers: list[tuple[int, int]] = []
+    supervised = 0
+    with (
+        Ledger.opened(folder) as ledger,
+        store.Table(folder / EXAMPLES, _EXAMPLE) as table,
+        store.Table(folder / tokens.ROWS, tokens.ROW) as rows,
+    ):
+        for item in ledger.keep("task", name, unit.shard.items(nested), judge, lambda item: _shown(item, plan)):
+            example = Example(build_chat(name, task, item), item)
+            asked, answered = _values(task, item)
+            problems, turns = _tokenise(example, plan)
+            problems += _unscorable(name, task, example)
+            text = example.chat.to_json()
+            told = json.dumps([vars(problem) for problem in problems]) if problems else None
+            table.add({
+                "id": example.chat.id, "file": item.file, "line": item.line, "chat": text, "prompt": asked,
+                "answers": answered, "problems": told,
+            }, 2 * len(text))  # fmt: skip
+            for turn in turns:
+                tokens.add_row(rows, turn, len(arrays))
+            counts = [turn.supervised for turn in turns]
+            supervised += sum(counts)
+            side = plan.side_of(item)
+            group = store.short_key(item.group)
+            said = store.key("\0".join(map(dedup.normalise, [*asked, *answered])))
+            draws.append(draw(plan.settings.seed, f"{name}/{side}", example.chat.id))
+            longest = max((len(turn.input_ids) for turn in turns), default=0)
+            arrays.append((SIDES.index(side), group, sum(counts), longest, *said))
+            answers += [(store.short_key(answer), group) for answer in answered]
+        ledger.made("task", name, supervised)
+    columns = np.array(arrays, np.uint64).reshape(-1, 6).T
+    np.savez(
+        folder / "examples.npz", side=columns[0].astype(np.uint8), draw=np.array(draws), group=columns[1],
+        supervised=columns[2].astype(np.int64), longest=columns[3].astype(np.int32), said=columns[4:].T,
+    )  # fmt: skip
+    np.savez(folder / "answers.npz", answer=np.array(answers, np.uint64).reshape(-1, 2))
+
+
+def _shown(item: Item, plan: Plan) -> str:
+    return "\n".join(text for column in plan.content(item.source) for text in item.texts(column))
+
+
+def _tokenise(example: Example, plan: Plan) -> tuple[list[Problem], list[tokens.TokenRow]]:
+    # An error counts only where the example is taken: a capped row costs nobody a run.
+    try:
+        return [], tokens.tokenise(plan.chat, example)
+    except RecipeError as error:
+        return list(error.problems), []
+
+
+def find_labels(examples: Examples) -> set[int]:
+    """Answer values (as keys) that more than one group gives: labels. Sharing one is what a task is about, no leak."""
+    (pairs,) = store.load(examples.folders, "answers", "answer")
+    values, groups = np.unique(np.unique(pairs, axis=0)[:, 0], return_counts=True)
+    return set(values[groups > 1].tolist())
+
+
+def compared(row: dict[str, list[str]], labels: Set[int]) -> tuple[list[str], list[str]]:
+    """(values of prompt and answer columns without labels, values of prompt columns): what is compared across sides."""
+    answers = [value for value in row["answers"] if store.short_key(value) not in labels]
+    return [*row["prompt"], *answers], row["prompt"]
+
+
+def _values(task: Task, item: Item) -> tuple[list[str], list[str]]:
+    """(values of the prompt columns, values of the answer columns)."""
+    if task.messages is not None:
+        told = json.loads(item.columns[task.messages])
+        return conversations.asked(told), conversations.answered(told)
+    return (
+        [item.columns[name] for name in names_in([task.prompt])],
+        [item.columns[name] for name in names_in(answer_templates(task))],
+    )
+
+
+def _unscorable(name: str, task: Task, example: Example) -> list[Problem]:
+    """A gold answer that the task's metric cannot score: said before anything is trained."""
+    problem = gold_problem(example.chat, task)
+    if not problem:
+        return []
+    return [Problem(
+        f"{example.item.file}:{example.item.line}",
+        None,
+        f"tasks.{name}.metric={task.metric} cannot score this row's gold answer: {problem}",
+        f"mend the row, leave it out with tasks.{name}.where, or change the metric or its metric_options",
+    )]  # fmt: skip

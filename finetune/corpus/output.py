@@ -1,0 +1,126 @@
+"""What PREPARE leaves: records, token rows, text, ledger and datasheet; and the facts of its manifest."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from finetune.corpus import datasheet, tokens
+from finetune.corpus.preferences import PREFERENCES
+from finetune.corpus.records import Mode, write_line
+from finetune.corpus.settings import Job
+from finetune.corpus.sides import Sides, general_rows
+from finetune.corpus.split import SIDES, Side
+from finetune.corpus.store import Shard
+from finetune.corpus.training import Tokens, token_rows
+
+
+def prove(job: Job) -> None:
+    """The chat template, for every mode that a task may train; where tools are offered, with them."""
+    model, tasks = job.settings.model, job.settings.tasks.values()
+    modes: set[Mode] = {"plain" if task.reasoning is None else "think" for task in tasks if task.messages is None}
+    modes |= {"think" for use in job.settings.preferences.values() if use.chosen_reasoning is not None}
+    if any(task.messages is not None for task in tasks):
+        modes |= set(model.modes)
+    for mode in sorted(modes):
+        job.chat.prove(mode, tools=any(task.tools is not None for task in tasks))
+    job.chat.prove_modes(model.modes, model.default_mode)
+
+
+def write(
+    job: Job,
+    out: Path,
+    sides: Sides,
+    general: list[tuple[str, Shard]],
+    preferences: list[Path],
+    text: dict[str, Tokens],
+    replay: Tokens,
+) -> dict[str, Any]:
+    """Write all files; the facts of the manifest and of the datasheet."""
+    for side in SIDES:
+        found = (row for examples in sides.values() for row in examples.chats(examples.on(side), "chat"))
+        _lines(out / f"{side}.jsonl", (str(row["chat"]) for row in found))
+    written: dict[Side, tokens.Written] = {
+        "train": tokens.write_sft(out / "sft_train.parquet", [*token_rows(sides, "train"), *replay]),
+        "valid": tokens.write_sft(out / "sft_valid.parquet", token_rows(sides, "valid")),
+        "test": tokens.count(token_rows(sides, "test")),
+    }
+    texts = {part: tokens.write_text(out / f"text_{part}.parquet", found) for part, found in text.items()}
+    chars: Counter[str] = Counter()
+    _lines(out / "general.jsonl", (_counted(row, chars) for row in general_rows(job, general)))
+    with (out / PREFERENCES).open("wb") as joined:
+        for folder in preferences:
+            with (folder / PREFERENCES).open("rb") as part:
+                shutil.copyfileobj(part, joined)
+    (out / "ledger.json").write_text(job.ledger.to_json(), encoding="utf-8")
+    paired = job.ledger.counts.get("preferences", Counter())
+    facts = {
+        "tasks": {
+            name: {
+                side: {"rows": int(found.on(side).sum()), "groups": found.groups(found.on(side))} for side in SIDES
+            }
+            for name, found in sides.items()
+        },
+        "rows": {side: len(one.lengths) for side, one in written.items()},
+        "tokens": {side: sum(one.lengths) for side, one in written.items()},
+        "supervised_tokens": {side: one.supervised for side, one in written.items()},
+        "modes": {side: dict(sorted(one.modes.items())) for side, one in written.items()},
+        "longest": max((max(one.lengths, default=0) for one in written.values()), default=0),
+        "replay": {name: written["train"].replay[name] for name in ("rows", "tokens")},
+        "text_rows": {part: rows for part, (rows, _) in texts.items()},
+        "text_tokens": {part: count for part, (_, count) in texts.items()},
+        "general_chars": dict(sorted(chars.items())),
+        "personal": dict(sorted(job.ledger.counts.get("personal", {}).items())),
+        "rejects": job.ledger.dropped,
+        "duplicates": _duplicates(job),
+        "near_duplicates": [
+            {**{name: pair[name] for name in ("source", "similarity", "kept")}, "dropped": pair["before"]}
+            for pair in job.ledger.samples.get("near duplicates", ())
+        ],
+        "source_facts": {name: {"licence": source.licence} for name, source in job.settings.sources.items()},
+        "preferences": {name: paired[name] for name in ("trained", "held_out")},
+    }
+    _agree(job, sides, facts)
+    lengths: dict[str, list[int]] = {side: one.lengths for side, one in written.items()}
+    ledger = job.ledger
+    datasheet.write(out, facts=facts, settings=job.settings, ledger=ledger, lengths=lengths, samples=ledger.samples)
+    for line in datasheet.headline(facts):
+        job.say(line)
+    return facts
+
+
+def _lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _counted(row: dict[str, str], chars: Counter[str]) -> str:
+    chars[row["kind"]] += len(row["text"])
+    return write_line(row)
+
+
+def _duplicates(job: Job) -> dict[str, dict[str, Any]]:
+    """Kind -> what dedup.clusters counts, all sources together."""
+    told = {}
+    for kind in ("exact", "near"):
+        counts = job.ledger.counts.get(f"{kind} duplicates")
+        if counts is not None:
+            sizes = {size: counts[size] for size in sorted(filter(str.isdecimal, counts), key=int)}
+            told[kind] = {"rows": counts["rows"], "clusters": counts["clusters"], "sizes": sizes}
+    return told
+
+
+def _agree(job: Job, sides: Sides, facts: dict[str, Any]) -> None:
+    """What the ledger says came out of the last step of each side is what was written."""
+    for side in SIDES:
+        tokens_out = 0
+        for name in sides:
+            last = job.ledger.follow(f"{name}/{side}", ("decontaminate", "cap", "length"))
+            tokens_out += last.tokens_supervised_out or 0
+        mixed = job.ledger.find("mix", side)
+        if mixed is not None:
+            assert mixed.tokens_supervised_in == tokens_out, (side, mixed, tokens_out)
+            tokens_out = mixed.tokens_supervised_out or 0
+        replay = facts["replay"]["tokens"] if side == "train" else 0
+        assert tokens_out + replay == facts["supervised_tokens"][side], f"{side}: a supervised token was lost"
