@@ -21,8 +21,9 @@ _IBAN_LENGTHS = {
     for code in codes.split()
 }  # fmt: skip
 _CN_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
-_DATE = re.compile(r"(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ](?:19|20)\d\d|(?:19|20)\d{6}")
-_NO_PHONE = re.compile(rf"{_DATE.pattern}|[+-]?\d+\.\d+")
+_DATE = re.compile(r"(?:19|20)\d\d[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ](?:19|20)\d\d")
+_COMPACT = r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+_NO_PHONE = re.compile(rf"{_DATE.pattern}|{_COMPACT}|[+-]?\d+\.\d+")
 _SMALL = 32
 """Below it, four numbers with dots are rather a version or a section than the address of a machine."""
 
@@ -90,5 +91,5 @@ def phone_holds(text: str) -> bool:
 
 
 def record_holds(text: str) -> bool:
-    """At least five digits, and no date."""
+    """At least five digits, and no date with separators: hospitals number by the day."""
     return sum(char.isdigit() for char in text) >= 5 and not _DATE.fullmatch(text)

@@ -87,6 +87,7 @@ RECOGNISERS = (
     _find("iban", "code", r"(?i)" + _BEFORE + r"[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,4})?" + _AFTER,
           checksums.iban_holds),
     _find("cn_id", "number", _BEFORE + r"[1-9]\d{5} ?(?:18|19|20)\d{6} ?\d{3}[\dXx]" + _LETTERS, checksums.cn_id_holds),
+    _find("cn_id", "number", r"身份证[^\d\n]{0,12}(?P<value>[1-9]\d{14})" + _LETTERS),
     _find("card", "number", _BEFORE + r"\d(?:[ -]?\d){12,18}" + _AFTER, checksums.card_holds),
     _find("card", "number", r"(?i)(?:card|visa|maestro|amex|卡号?|卡)[^\d\n]{0,24}" + _BEFORE
           + r"(?P<value>\d(?:[ -]?\d){11,18})" + _AFTER, checksums.named_card_holds),
@@ -100,6 +101,8 @@ RECOGNISERS = (
           r"(?(sep)(?P=sep)|[ .-])\d{4}(?: ?(?:x|ext\.?) ?\d{1,6})?(?![-\d])" + _AFTER),
     _find("phone", "number", r"(?<![A-Za-z0-9.,-])0\d{1,2}-\d{3,4}-\d{4}(?![-A-Za-z0-9])"),
     _find("phone", "number", r"(?<![A-Za-z0-9.,-])0(?:10|2\d|[3-9]\d{2})[ -]\d{7,8}(?:-\d{1,5})?" + _AFTER),
+    _find("record", "named code", r"(?i)(?:\bnino|national insurance)[^\d\n]{0,20}?"
+          r"(?P<value>(?<![A-Za-z])[A-Z]{2}(?: ?\d\d){3} ?[A-D])" + _AFTER),
     _find("record", "named code", rf"(?i)(?<![A-Za-z])(?:(?:{_HELD}){_NUMBER}|(?:{_NAMED})){_IS}{_CODE}",
           checksums.record_holds),
     _find("record", "number", rf"(?i)(?:{_HAN_HELD})(?:编?号码?|卡号?|号|码)?[ :=#是为(（]{{0,4}}{_CODE}",
@@ -131,6 +134,7 @@ OPT_IN = (
 )
 
 PLACEHOLDER = re.compile(r"\[([A-Z_]+)_(\d+)\]")
+_ESCAPE = re.compile(r"\\u(?!005[cC])[0-9A-Fa-f]{4}|%40")
 _ODD = re.compile(r"[\u00a0\u00ad\u2000-\u200d\u2010-\u2015\u202f\u2060\u2212\u3000\ufeff\uff01-\uff5e]")
 _PLAIN = {
     **{0xFF01 + i: 0x21 + i for i in range(94)},
@@ -153,7 +157,7 @@ _SIGNS: dict[str, Callable[[str], object]] = {
     "key word": _KEY_WORD.search,
     "code": re.compile(r"(?i)(?<![A-Za-z0-9])[a-z]{2}\d\d[ -]?[a-z0-9]{4}").search,
     "number": re.compile(r"\d(?:[ ().\-/]{0,3}\d){6}|\d{5}|案号").search,
-    "named code": re.compile(r"\d(?:[A-Za-z]{0,2}[-/.]?\d){4}").search,
+    "named code": re.compile(r"\d(?:[A-Za-z]{0,2}[-/. ]?\d){4}").search,
     "dots": re.compile(r"\d\.\d{1,3}\.\d").search,
     "colons": re.compile(r"::|:[0-9A-Fa-f]{1,4}:").search,
     "digit": re.compile(r"\d").search,
@@ -165,7 +169,11 @@ def find_personal(text: str, kinds: Iterable[str], label: str = "") -> list[Find
     """Findings in `text` in order, none overlapping another or a placeholder.
 
     `label` is the name of the column or key that the text stands under: it counts as a context word before the text.
+    JSON's escapes (`\\u8eab`) and `%40` are read as what they mean: tool results and addresses of pages hold them.
     """
+    if _ESCAPE.search(text):
+        text, places = _unescaped(text)
+        return [Finding(places[one.start], places[one.end], one.kind) for one in find_personal(text, kinds, label)]
     ahead = f"{label}: " if label else ""
     text = ahead + text
     if _ODD.search(text):
@@ -189,6 +197,16 @@ def find_personal(text: str, kinds: Iterable[str], label: str = "") -> list[Find
             if free and not (refused and match["not"]) and recogniser.holds(text[start:end]):
                 found.insert(at, Finding(start, end, recogniser.kind))
     return [Finding(one.start - len(ahead), one.end - len(ahead), one.kind) for one in found if one.kind]
+
+
+def _unescaped(text: str) -> tuple[str, list[int]]:
+    """The text without escapes, and for each of its places (the end too) the place in `text`."""
+    pieces, places, at = [], [], 0
+    for match in _ESCAPE.finditer(text):
+        pieces += [text[at : match.start()], chr(int(match[0][-4:], 16)) if match[0][0] == "\\" else "@"]
+        places += range(at, match.start() + 1)
+        at = match.end()
+    return "".join([*pieces, text[at:]]), [*places, *range(at, len(text) + 1)]
 
 
 def _start(finding: Finding) -> int:

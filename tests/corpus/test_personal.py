@@ -1,0 +1,317 @@
+"""Personal data and secrets: labelled texts that are not ours, and 50 planted values of which no output keeps one."""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from finetune.artifacts import Artifact
+from finetune.chat import ChatFormat
+from finetune.config.prepare import Redact
+from finetune.corpus import prepare, redact
+from finetune.corpus.personal.recognisers import KINDS, find_personal
+from finetune.corpus.read import find_documents
+from finetune.errors import RecipeError
+from tests.corpus.conftest import Corpus
+
+FLOORS = {
+    "email": 0.99, "cn_mobile": 0.99, "cn_id": 0.95, "card": 0.8, "record": 0.95, "phone": 0.9, "ip": 0.5, "ssn": 0.75,
+}  # fmt: skip
+"""Least share of labelled values that are replaced whole, just below what was seen on 2026-11-22."""
+
+
+def labelled() -> list[dict[str, Any]]:
+    lines = (Path(__file__).parent / "personal/argus.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_labelled_values_of_every_kind_are_replaced_and_little_else() -> None:
+    found, all_, replaced, false = Counter[str](), Counter[str](), 0, 0
+    for row in labelled():
+        text, findings = row["text"], find_personal(row["text"], KINDS)
+        covered = {at for one in findings for at in range(one.start, one.end)}
+        for start, end, kind in row["spans"]:
+            needed = {at for at in range(start, end) if text[at].isalnum()}
+            all_[kind] += 1
+            found[kind] += bool(covered & needed) if row.get("whole") else needed <= covered
+        if row["set"] != "argus scenes":  # their labels leave out a part of what stands there
+            replaced += len(findings)
+            false += sum(not any(s < one.end and one.start < e for s, e, _ in row["spans"]) for one in findings)
+    shares = {kind: found[kind] / all_[kind] for kind in FLOORS}
+    assert {kind for kind, floor in FLOORS.items() if shares[kind] < floor} == set(), shares
+    assert false / replaced < 0.02
+
+
+def test_texts_of_the_shipped_corpora_stay_as_they_are() -> None:
+    """Work orders, sections of law, codes of diseases, accounts: 20 files without personal data."""
+    root = Path(__file__).parents[2] / "data"
+    files = [file for file in sorted(root.rglob("*")) if file.suffix in (".csv", ".md", ".txt", ".jsonl", ".html")]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files if file.parent.name != "LICENSES"}
+    texts.pop("SOURCES.md")
+    assert len(texts) >= 15
+    assert {name: find_personal(text, KINDS) for name, text in texts.items() if find_personal(text, KINDS)} == {}
+
+
+# Kind -> values; made up, with right check digits. Each is planted once, in the file that `planted` says.
+LETTERS, HEX = "aB3dE5fG7hJ9kLmN2pQrS4tUvW6xYz8A", "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+PLANTED = {
+    "email": ["ann.lee@clinic.example", "zhang.wei@example.cn", "bob_k@mail.example.org", "o.neil+x@example.co.uk"],
+    "phone": ["(212) 555-2368", "+44 20 7946 0958", "415-555-0132", "010-62345678"],
+    "card": ["4111 1111 1111 1111", "5500-0000-0000-0004", "378282246310005", "6011111111111117"],
+    "iban": ["DE89 3704 0044 0532 0130 00", "GB82WEST12345698765432", "FR1420041010050500013M02606"],
+    "ssn": ["078-05-1120", "219-09-9999", "457-55-5462"],
+    "ip": ["192.168.10.254", "203.0.113.77", "2001:db8:85a3::8a2e:370:7334"],
+    "cn_id": ["11010519491231002X", "440308199901101512", "身份证号320311770706001"],
+    "cn_mobile": ["13812345678", "159 2345 6789", "+86 18687654321"],
+    "record": ["MRN 48392017", "passport number C03005988", "account number 20839-4471",
+               "policy no. HX-772310-04", "病历号：20231187", "护照号E12345678", "案号（2021）京0105民初12345号"],
+    "secret": ["AKIAIOSFODNN7EXAMPLQ", f"ghp_{LETTERS}a1B2", f"glpat-{LETTERS[:20]}",
+               f"xoxb-123456789012-{LETTERS[:24]}", f"sk-proj-{LETTERS}", f"hf_{LETTERS}x",
+               f"AIza{LETTERS}abc", f"SG.{LETTERS[:22]}.{LETTERS}",
+               f"sk_live_{LETTERS[:24]}", f"npm_{LETTERS}abcd", f"dapi{HEX}",
+               f"eyJhbGciOiJIUzI1NiJ9.eyJ{LETTERS}.{LETTERS}",
+               "password = Tr0ub4dor&3x", f"api_key: {HEX[:24]}", "postgres://admin:s3cr3tPw@db.example/x",
+               f"-----BEGIN PRIVATE KEY-----\nMIIE{LETTERS}\n-----END PRIVATE KEY-----"],
+}  # fmt: skip
+VALUES = [value for values in PLANTED.values() for value in values]
+
+
+def told(value: str, number: int) -> str:
+    words = ["Pump {} was checked.", "The valve of line {} leaks.", "Look at bearing {} again.", "Seal {} is worn."]
+    return f"{words[number % 4].format(chr(97 + number % 26))} Note {number * 37}: {value} and nothing else."
+
+
+def traces(value: str) -> list[str]:
+    """The planted value, or its secret part, as it is, without separators, in base64 and percent-encoded."""
+    for word in ("MRN ", "passport number ", "account number ", "policy no. ", "病历号：", "护照号", "身份证号", "案号",
+                 "password = ", "api_key: ", "postgres://admin:", "-----BEGIN PRIVATE KEY-----\n"):  # fmt: skip
+        value = value.removeprefix(word)
+    value = value.removesuffix("@db.example/x").removesuffix("\n-----END PRIVATE KEY-----")
+    plain = "".join(char for char in value if char.isalnum())
+    forms = {value, plain, value.replace("@", "%40"), json.dumps(value)[1:-1]}
+    forms |= {base64.b64encode(form.encode()).decode().rstrip("=")[:-1] for form in (value, plain)}
+    return sorted(form for form in forms if len(form) >= 7)
+
+
+def plant(corpus: Corpus) -> None:
+    """Every value in one format of nine and in a conversation; in ids, groups, headings, keys, a file's name too."""
+    share = [VALUES[at::9] for at in range(9)]
+    lines = [[told(value, 9 * at + kind) for at, value in enumerate(share[kind])] for kind in range(9)]
+    quoted = ['"' + line.replace('"', '""') + '"' for line in lines[0]]
+    corpus.write("078-05-1120.csv", "no,text\n" + "".join(f"{n},{line}\n" for n, line in enumerate(quoted)))
+    assert not any("\n" in line for line in lines[1])
+    corpus.write("b.tsv", "no\ttext\n" + "".join(f"{n}\t{line}\n" for n, line in enumerate(lines[1])))
+    packed = "".join(json.dumps({"no": n, "text": line}) + "\n" for n, line in enumerate(lines[2]))
+    corpus.write("c.jsonl.gz", gzip.compress(packed.encode()))
+    table = io.BytesIO()
+    pq.write_table(pa.table({"no": [str(n) for n in range(len(lines[3]))], "text": lines[3]}), table)
+    corpus.write("d.parquet", table.getvalue())
+    html = "".join(f"<h2>Case of {value}</h2><p>{line}</p>" for value, line in zip(share[4], lines[4], strict=True))
+    corpus.write("docs/e.html", f"<html><body><h1>Cases</h1>{html}</body></html>")
+    notes = "".join(f"## {value}\n\n{line}\n\n" for value, line in zip(share[5], lines[5], strict=True))
+    corpus.write("docs/f.md", f"# Notes\n\n{notes}")
+    corpus.write("docs/g.txt", "\n\n".join(lines[6]))
+    write_docx(corpus.root / "docs/h.docx", lines[7])
+    write_pdf(corpus.root / "docs/i.pdf", [line for line in lines[8] if line.isascii()])
+    talks = []
+    for number, value in enumerate(VALUES):
+        line = value.replace("\n", " ")
+        asked = {"who": line, line: number, "number": 4111111111111111, "password": "hunter2hunter2"}
+        call = {"name": "find", "arguments": asked}
+        talks.append({"who": value, "machine": f"m of {value}", "talk": json.dumps([
+            {"role": "user", "content": told(value, number)},
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+            {"role": "tool", "content": json.dumps({"found": value})},
+            {"role": "assistant", "content": f"Number {number * 7}: {value}"}])})  # fmt: skip
+    corpus.write_rows("talks.jsonl", talks)
+    orders = {"id": "{no} {_file}", "group": "{no} {_file}"}
+    corpus.config["sources"] |= {
+        "csv": {"path": "*.csv", **orders}, "tsv": {"path": "b.tsv", **orders}, "gz": {"path": "c.jsonl.gz", **orders},
+        "parquet": {"path": "d.parquet", **orders},
+        "headings": {"path": "docs/*.html", "cut": {"by": "heading"}, "id": "{heading} {_line}", "group": "{heading}"},
+        "notes": {"path": "docs/*.md", "cut": {"by": "heading"}, "id": "{heading} {_line}", "group": "{heading}"},
+        "plain": {"path": "docs/g.txt", "cut": {"by": "paragraph"}}, "word": {"path": "docs/h.docx"},
+        "pages": {"path": "docs/i.pdf"},
+        "talks": {"path": "talks.jsonl", "id": "{who}", "group": "{machine}"},
+    }  # fmt: skip
+    corpus.config["text"] = [
+        {"source": name, "template": "{heading}\n{text}" if name in ("headings", "notes") else "{text}"}
+        for name in ("csv", "tsv", "gz", "parquet", "headings", "notes", "plain", "word", "pages")
+    ]
+    corpus.config["tasks"]["talk"] = {"title": "Talk", "source": "talks", "messages": "talk", "metric": "exact_match"}
+    corpus.config["model"] = {"modes": ["plain", "think"], "default_mode": "plain"}
+    corpus.config["sft"] = corpus.config["cpt"] = {"max_length": 1024}
+    corpus.config["prepare"] = {"dedup": {"near": None}, "filters": {"max_chars": 1500}}
+
+
+def write_docx(path: Path, lines: list[str]) -> None:
+    import docx
+
+    document = docx.Document()
+    document.add_heading(lines[0].split(":")[-1][:40], 1)
+    for line in lines:
+        document.add_paragraph("".join(char for char in line if char >= " "))
+    path.parent.mkdir(exist_ok=True)
+    document.save(str(path))
+
+
+def write_pdf(path: Path, lines: list[str]) -> None:
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(path))
+    for at, line in enumerate(lines):
+        canvas.drawString(40, 800 - 20 * at, line)
+    canvas.save()
+
+
+def everything_written(out: Path, chat: ChatFormat) -> str:
+    """All bytes of a folder as text: decompressed, token ids decoded, column names too."""
+    parts = []
+    for path in sorted(out.rglob("*")):
+        if path.suffix == ".parquet":
+            for row in pq.read_table(path).to_pylist():
+                parts += [chat.decode(value) if key == "input_ids" else str(value) for key, value in row.items()]
+        elif path.is_file():
+            parts.append(path.read_bytes().decode("utf-8", errors="replace"))
+        parts.append(path.name)
+    return "\n".join(parts)
+
+
+@pytest.mark.slow
+def test_of_50_planted_values_no_output_keeps_one(corpus: Corpus, tiny_qwen3: Path) -> None:
+    corpus.base = Artifact(tiny_qwen3, {"stage": "base", "digest": "0", "facts": {}})
+    assert len(VALUES) >= 50
+    plant(corpus)
+    settings = prepare.Config.model_validate(corpus.config)
+    said: list[str] = []
+    out = corpus.root.parent / "out"
+    out.mkdir()
+    documents = find_documents(settings.sources, corpus.root)
+    facts = prepare.run(
+        settings.model_dump(mode="json"), out=out, base=corpus.base, documents=documents, say=said.append
+    )
+    written = everything_written(out, ChatFormat.read(corpus.base.path)) + "\n".join(said) + json.dumps(facts)
+    kept = {value: form for value in VALUES for form in traces(value) if form in written}
+    for value, form in kept.items():
+        print(value, repr(written[max(0, written.find(form) - 120) : written.find(form) + 40]))
+    assert kept == {}
+    assert "4111111111111111" not in written
+    assert "hunter2" not in written
+    assert all(f"[{kind.upper()}_1]" in written for kind in PLANTED)
+    # the same rows with the policy off do hold them: the search itself can find what it looks for
+    corpus.config["prepare"]["redact"] = dict.fromkeys(KINDS, "keep")
+    written = everything_written(corpus.prepare().out, ChatFormat.read(corpus.base.path))
+    assert [value for value in VALUES if not any(form in written for form in traces(value))] == []
+
+
+SECRET = "0123456789abcdef0123456789abcdef"
+FINGERPRINT = hashlib.sha256(SECRET.encode()).hexdigest()
+
+
+def row(**columns: str) -> dict[str, str]:
+    return {**columns, "_file": "a.csv", "_line": "1"}
+
+
+def test_a_kind_may_be_replaced_kept_or_cost_the_row() -> None:
+    settings = Redact(email="keep", ssn="drop_row")
+    changed, counts = redact.redact_row(row(text="ann@example.org, SSN 078-05-1120, 192.168.7.9"), settings)
+    assert changed["text"] == "ann@example.org, SSN [SSN_1], [IP_1]"
+    assert redact.drops(counts, settings) == "ssn"
+    assert redact.drops(redact.redact_row(row(text="192.168.7.9"), settings)[1], settings) is None
+
+
+def test_rows_of_a_kind_that_drops_them_are_rejected_and_counted(corpus: Corpus) -> None:
+    rows = [json.loads(line) for line in (corpus.root / "orders.jsonl").read_text().splitlines()]
+    rows[3]["text"] += " SSN 078-05-1120"
+    corpus.write_rows("orders.jsonl", rows)
+    corpus.config["prepare"] = {"redact": {"ssn": "drop_row"}}
+    made = corpus.prepare()
+    assert made.dropped()["personal data"] == 1
+    (reject,) = [line for line in made.lines("rejects.jsonl") if line["reason"] == "personal data"]
+    assert (reject["line"], reject["detail"]) == (4, "ssn")
+    assert not any(b"078-05-1120" in content for content in made.files().values())
+
+
+def test_a_wider_scope_names_a_value_alike_in_all_rows_whatever_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(redact.KEY_VARIABLE, SECRET)
+    texts = ["call +86 138-1234-5678", "or 13812345678 and ann@example.org", "Ann@Example.org"]
+    corpus = Redact(scope="corpus", key_sha256=FINGERPRINT)
+    changed = [redact.redact_row(row(text=text), corpus)[0]["text"] for text in texts]
+    assert changed[0].removeprefix("call ") == changed[1].split()[1] != changed[2] == changed[1].split()[3]
+    assert changed == [redact.redact_row(row(text=text), corpus)[0]["text"] for text in reversed(texts)][::-1]
+    assert not any(find_personal(text, KINDS) for text in changed), "a placeholder is no personal data"
+    document = Redact(scope="document", key_sha256=FINGERPRINT)
+    there, elsewhere = ({**row(text=texts[2]), "_file": name} for name in ("a.csv", "b.csv"))
+    assert redact.redact_row(there, document)[0]["text"] == redact.redact_row(dict(there), document)[0]["text"]
+    assert redact.redact_row(there, document)[0]["text"] != redact.redact_row(elsewhere, document)[0]["text"]
+
+
+def test_a_wider_scope_wants_the_key_that_the_recipe_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="key_sha256"):
+        Redact(scope="corpus")
+    for given in ("", "another key"):
+        monkeypatch.setenv(redact.KEY_VARIABLE, given)
+        with pytest.raises(RecipeError) as caught:
+            redact.redact_row(row(text="x@example.org"), Redact(scope="corpus", key_sha256="0" * 64))
+        assert "another key" not in str(caught.value).replace("is another key", "")
+
+
+def test_the_name_of_a_column_or_key_tells_what_a_value_is() -> None:
+    """presidio#1226: a value that only its column names is missed by who looks at the text alone."""
+    given = row(mrn="48392017", phone="467 3395", password="hunter2x", order="48392017")
+    changed, _ = redact.redact_row(given, Redact())
+    assert changed == row(mrn="[RECORD_1]", phone="[PHONE_1]", password="[SECRET_1]", order="48392017")
+    args = {"ssn": 219099999, "n": 219099999, "x@example.org": True, "deep": {"api_key": SECRET}}
+    changed, _ = redact.redact_row(row(talk=json.dumps([{"args": args}])), Redact(), ["talk"])
+    found = json.loads(changed["talk"])[0]["args"]
+    assert found == {"ssn": "[SSN_1]", "n": 219099999, "[EMAIL_1]": True, "deep": {"api_key": "[SECRET_1]"}}
+
+
+def test_an_id_is_replaced_by_what_its_column_is_called() -> None:
+    columns = row(mrn="48392017", text="pump")
+    key = redact.redact_key("ward 7/48392017", Redact(), 0, columns)
+    assert key.startswith("ward 7/[RECORD:")
+    assert "48392017" not in key
+    assert redact.redact_key("ward 7/48392017", Redact(), 0) == "ward 7/48392017"
+
+
+def test_escapes_of_json_and_addresses_hide_nothing() -> None:
+    texts = [json.dumps({"found": "病历号：20231187"}), "https://x.example/?u=ann%40b.org", "１３８１２３４５６７８"]
+    for text in texts:
+        changed, counts = redact.redact_texts([text], KINDS)
+        assert counts.total() == 1
+        assert not any(value in changed[0] for value in ("20231187", "ann%40", "ann@", "１３８"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see section 8.2.4.44 and version 10.20.30.40",
+        "part 12-34-5678, order no. 4711-0815, invoice number 20839-4471",
+        "password: required; the secret is out; token = get_token(user)",
+        "password = os.environ['PW'], api_key: ${API_KEY}, secret: <your-secret>",
+        "case 3 of 12, policy on page 12345, account for 2019-2020",
+        "根据本法第一百二十三条，账户由银行管理，案号另行通知。",
+        "class sk-fading-circle-indicator-animation",
+        "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "read_bytes=+35236450.6 at 2012-03-05T12:30:45",
+    ],
+)
+def test_numbers_and_words_that_name_nobody_stay(text: str) -> None:
+    assert redact.redact_texts([text], KINDS)[0] == [text]
+
+
+def test_names_and_addresses_are_replaced_where_a_recipe_asks() -> None:
+    text = "Dear Mr. Lee, 患者：王小明，来电。Send it to 12 North Main Street, Apt 4B."
+    assert redact.redact_row(row(text=text), Redact())[0]["text"] == text
+    changed = redact.redact_row(row(text=text), Redact(name="replace", address="replace"))[0]["text"]
+    assert not any(value in changed for value in ("Lee", "王小明", "Main Street"))
