@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from finetune.corpus.streams import LONGEST, BadInput, Line, bad
+from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, bad
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def read_txt(name: str, lines: Iterable[Line]) -> Iterator[Block | BadInput]:
         elif text.strip():
             first = first if held else number
             held.append(text.rstrip())
-            size += len(text)
+            size += len(text) + LINE_COST
             if size > LONGEST and not broken:
                 broken = True
                 rule = f"this paragraph is longer than {LONGEST >> 20} MiB"

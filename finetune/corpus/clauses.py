@@ -195,8 +195,9 @@ def _rank(outer: list[str], kind: str) -> int:
 
 
 def _is_title(text: str, below: str = "") -> bool:
-    """Short, no sentence, and what stands below does not go on with it."""
-    return 0 < len(text) <= _LONGEST_HEADING and not _SENTENCE.search(text) and not below[:1].islower()
+    """Short, no sentence, and what stands below does not go on with it: as a number or a reference would."""
+    goes_on = below[:1].islower() or below[:1].isdecimal() or any(form.match(below) for form in _FAMILIES.values())
+    return 0 < len(text) <= _LONGEST_HEADING and not _SENTENCE.search(text) and not goes_on
 
 
 def _row(name: str, clause: _Clause, *, told: bool) -> Iterator[Found]:

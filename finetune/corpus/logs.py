@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from finetune.corpus.streams import LONGEST, BadInput, Line, bad
+from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, bad
 from finetune.corpus.tables import Found
 
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
@@ -39,7 +39,7 @@ def cut_log(name: str, lines: Iterable[Line]) -> Iterator[Found]:
         else:
             first = first or line.number
             held.append(line.text)
-        size += len(line.text)
+        size += len(line.text) + LINE_COST
         if line.wrong is not None:
             wrong.append(line.wrong)
         if size > LONGEST:

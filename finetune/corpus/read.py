@@ -16,7 +16,7 @@ from finetune.config.data import Format, Source
 from finetune.corpus import blocks, documents, html, layout, logs, office, parquet, tables
 from finetune.corpus.finding import PACKED, capped, find_documents, find_files_of, kind_of, list_files
 from finetune.corpus.obo import read_obo
-from finetune.corpus.streams import LONGEST, BadInput, Line, SourceFile, bad, expanded, read_lines, read_text
+from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, SourceFile, bad, expanded, read_lines, read_text
 from finetune.corpus.tables import Found, Row
 from finetune.errors import Problem, RecipeError
 
@@ -175,9 +175,9 @@ def _read_document(
             yield line.wrong
             return
         held.append(line)
-        size += len(line.text) + 1
+        size += len(line.text) + LINE_COST
         if size > LONGEST:
-            rule = f"this document is longer than {LONGEST >> 20} MiB"
+            rule = f"this document is longer than {LONGEST >> 20} MiB or a million lines"
             yield bad(name, line.number, "document too long", rule, "divide it into several files")
             return
     if kind == "txt" and source.layout.any:

@@ -19,6 +19,8 @@ from finetune.errors import Problem
 
 LONGEST = 1 << 26
 """Bytes of one line, one row of a table, one JSON value: 64 MiB. More is no row of text."""
+LINE_COST = 64
+"""Bytes that a line counts beside its text where many are held: a million empty lines are no small document."""
 EXPANSION = 250
 """A compressed file may hold so many times its own bytes (JSON lines reach 50, logs 150), and 64 MiB in any case."""
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -182,32 +184,52 @@ _BROKEN = (OSError, EOFError, zlib.error)
 def _byte_lines(
     file: str, stream: BinaryIO, source: Source, source_name: str, number: int, size: int | None
 ) -> Iterator[Line]:
-    first = True
-    left = size if size is not None else -1
-    while left:
-        raw = stream.readline(LONGEST if left < 0 else min(left, LONGEST))
-        if not raw:
-            return
-        left -= len(raw) if left > 0 else 0
-        if first and number == 1:
+    left = size if size is not None else _ENDLESS
+    while raw := stream.read(min(left, _CHUNK)):
+        rest = b"" if raw.endswith(b"\n") else stream.readline(min(left - len(raw), LONGEST))
+        left -= len(raw) + len(rest)
+        raw += rest
+        if number == 1:
             if (wrong := _foreign(file, raw, source_name)) is not None:
                 yield Line(1, "", wrong)
                 return
             raw = raw.removeprefix(codecs.BOM_UTF8)
-        first = False
-        if not raw.endswith(b"\n") and len(raw) >= LONGEST:
-            returns = raw.count(b"\r")
-            while raw and not raw.endswith(b"\n"):
-                raw = stream.readline(LONGEST if left < 0 else min(left, LONGEST))
-                left -= len(raw) if left > 0 else 0
-                returns += raw.count(b"\r") - raw.count(b"\r\n")
+        open_end = b""
+        if len(rest) >= LONGEST and not rest.endswith(b"\n"):
+            raw, open_end = raw[: raw.rfind(b"\n") + 1], raw[raw.rfind(b"\n") + 1 :]
+        for line in _whole_lines(file, raw, source, source_name, number):
+            yield line
+            number = line.number + 1
+        if open_end:
             yield Line(number, "", _too_long(file, number))
-            number += 1 + returns
-            continue
-        raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1] if raw.endswith(b"\n") else raw
-        for part in raw.split(b"\r") if b"\r" in raw else (raw,):
-            yield _decoded(file, number, part, source, source_name)
-            number += 1
+            number += 1 + open_end.count(b"\r")
+            while open_end and not open_end.endswith(b"\n"):
+                open_end = stream.readline(min(left, _CHUNK))
+                left -= len(open_end)
+                number += open_end.count(b"\r") - open_end.count(b"\r\n")
+
+
+_ENDLESS = 1 << 62
+
+
+def _whole_lines(file: str, raw: bytes, source: Source, source_name: str, number: int) -> Iterator[Line]:
+    """The lines of a block of bytes: decoded at once where all of them can be."""
+    if len(raw.translate(None, _CONTROL_BYTES)) == len(raw):
+        try:
+            text = raw.decode(source.encoding)
+        except UnicodeDecodeError:
+            pass
+        else:
+            if "\r" in text:
+                text = text.replace("\r\n", "\n").replace("\r", "\n")
+            yield from (Line(*line, None) for line in enumerate(text.removesuffix("\n").split("\n"), start=number))
+            return
+    parts = _LINE_END.split(raw)
+    for at, part in enumerate(parts if parts[-1] else parts[:-1], start=number):
+        yield _decoded(file, at, part, source, source_name)
+
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 def _decoded(file: str, number: int, raw: bytes, source: Source, source_name: str) -> Line:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from finetune.corpus.streams import LONGEST, BadInput, Line, bad
+from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, bad
 
 Row = dict[str, str]
 """One item of a source: its columns as text, and `_file` and `_line` (1-based line, page or part)."""
@@ -38,7 +38,7 @@ class _Records:
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else next(self._lines)
         self._taken.append(line)
-        self._held += len(line.text)
+        self._held += len(line.text) + LINE_COST
         if self._held > LONGEST:
             raise csv.Error("a row that is too long: a quote is not closed")
         return line.text + "\n"
