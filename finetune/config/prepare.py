@@ -98,6 +98,8 @@ class Dedup(Section):
 class Decontaminate(Section):
     ngram: Annotated[int, Field(ge=3)] | None = 13
     """Training rows that share so many words in a row with an evaluation prompt or answer are dropped; null: off."""
+    edited: bool = True
+    """So are those that repeat an evaluation prompt, or a passage of twice as many words, with up to a tenth edited."""
 
 
 class TimeSplit(Section):

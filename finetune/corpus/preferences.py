@@ -52,7 +52,7 @@ def pair(unit: Unit, folder: Path, *, plan: Plan, tested: Path, evaluation: Eval
     """One unit of work."""
     name, use = unit.use, plan.settings.preferences[unit.use]
     label, groups = f"preferences/{name}", set(np.load(tested).tolist())
-    index = None if evaluation.n is None else evaluation.index()
+    index = evaluation.index() if evaluation.on else None
 
     def judge(item: Item) -> Reject | None:
         column = unmet(use.where, item.columns)

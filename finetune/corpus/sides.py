@@ -12,15 +12,17 @@ import numpy as np
 
 from finetune.artifacts import hash_file
 from finetune.config.data import Task, TextUse
+from finetune.config.prepare import Decontaminate
 from finetune.corpus import store
 from finetune.corpus.build import fill
 from finetune.corpus.engine import work_off
 from finetune.corpus.examples import EXAMPLES, Examples, compared, find_labels
+from finetune.corpus.leaks import EvaluationIndex
 from finetune.corpus.ledger import Ledger, Reject, sample_of
 from finetune.corpus.records import write_line
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
-from finetune.corpus.split import SIDES, EvaluationIndex, Side
+from finetune.corpus.split import SIDES, Side
 from finetune.errors import Problem
 
 Sides = dict[str, Examples]
@@ -34,12 +36,12 @@ def split(job: Job, sides: Sides) -> None:
         into = {side: int(found.on(side).sum()) for side in SIDES}
         tokens = int(found.supervised[found.alive].sum())
         job.ledger.record("split", name, int(found.alive.sum()), sum(into.values()), tokens=(tokens, tokens), into=into)
-        problems += _lopsided(name, job.settings.tasks[name], found)
+        problems += _lopsided(name, job.settings.tasks[name], found, job.plan)
     job.refuse(problems)
 
 
-def _lopsided(name: str, task: Task, found: Examples) -> list[Problem]:
-    where = f"tasks.{name}"
+def _lopsided(name: str, task: Task, found: Examples, plan: Plan) -> list[Problem]:
+    where, group = f"tasks.{name}", f"sources.{plan.origin(task.source)}.group"
     rows, groups, test_groups = int(found.alive.sum()), found.groups(found.alive), found.groups(found.on("test"))
     if not rows:
         return [
@@ -52,7 +54,7 @@ def _lopsided(name: str, task: Task, found: Examples) -> list[Problem]:
                 where,
                 f"{test_groups} test groups of {groups}",
                 "a task needs at least 2 groups of rows for testing",
-                f"raise prepare.split.test, change seed, or name a finer group in sources.{task.source}.group",
+                f"raise prepare.split.test, change seed, or name a finer group in {group}",
             )
         )
     if task.train_rows and not found.on("train").any():
@@ -61,7 +63,7 @@ def _lopsided(name: str, task: Task, found: Examples) -> list[Problem]:
                 where,
                 f"0 training rows of {rows}",
                 "a task that is trained needs training rows",
-                f"lower prepare.split.test, name a finer group in sources.{task.source}.group, or set train_rows: 0",
+                f"lower prepare.split.test, name a finer group in {group}, or set train_rows: 0",
             )
         )
     return problems
@@ -71,8 +73,12 @@ def _lopsided(name: str, task: Task, found: Examples) -> list[Problem]:
 class Evaluation:
     """What the evaluation rows say, in a file: {"name", "values", "prompt"} a line. None: nothing is compared."""
 
-    n: int | None
+    settings: Decontaminate
     file: Path
+
+    @property
+    def on(self) -> bool:
+        return self.settings.ngram is not None
 
     def add(self, rows: Iterable[tuple[str, list[str], list[str]]]) -> None:
         with self.file.open("a", encoding="utf-8") as file:
@@ -81,19 +87,19 @@ class Evaluation:
 
     def frozen(self) -> "Evaluation":
         """As it is now, under a name of its content: what units of work read does not change under them."""
-        other = Evaluation(self.n, self.file.with_name(f"evaluation-{hash_file(self.file)[:12]}.jsonl"))
+        other = Evaluation(self.settings, self.file.with_name(f"evaluation-{hash_file(self.file)[:12]}.jsonl"))
         other.file.write_bytes(self.file.read_bytes())
         return other
 
     def index(self) -> EvaluationIndex:
-        assert self.n is not None, "asked for where decontamination is on"
-        return _index(self.n, self.file)
+        assert self.settings.ngram is not None, "asked for where decontamination is on"
+        return _index(self.settings.ngram, self.settings.edited, self.file)
 
 
 @functools.lru_cache(maxsize=2)
-def _index(n: int, file: Path) -> EvaluationIndex:
+def _index(n: int, edited: bool, file: Path) -> EvaluationIndex:
     """Read once in a process."""
-    index = EvaluationIndex(n)
+    index = EvaluationIndex(n, edited)
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
@@ -106,11 +112,11 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
 
     The caps come after the losses, so that a leak costs no training row where there are enough.
     """
-    evaluation = Evaluation(job.settings.prepare.decontaminate.ngram, job.scratch / "evaluation.jsonl")
+    evaluation = Evaluation(job.settings.prepare.decontaminate, job.scratch / "evaluation.jsonl")
     evaluation.file.write_bytes(b"")
     labels = {name: find_labels(found) for name, found in sides.items()}
     for side in reversed(SIDES):
-        if evaluation.n is not None and side != "test":
+        if evaluation.on and side != "test":
             _decontaminate(job, sides, side, labels, evaluation.frozen())
         for name, found in sides.items():
             task = job.settings.tasks[name]

@@ -146,7 +146,7 @@ class Running:
 
 def make_text(job: Job, shards: Shards, evaluation: Evaluation) -> dict[str, Tokens]:
     """Running text for continued pre-training: never from test groups of a source that tasks are made of."""
-    tasked = {task.source for task in job.settings.tasks.values()}
+    tasked = {job.plan.origin(task.source) for task in job.settings.tasks.values()}
     measured = {use.source for use in job.settings.general.values()}
     parts: dict[str, Tokens] = {"train": [], "valid": []}
     for number, use in enumerate(job.settings.text):
@@ -195,7 +195,7 @@ def cut_text(unit: Running, folder: Path, *, plan: Plan, evaluation: Evaluation)
 
 def _clean(unit: Running, plan: Plan, evaluation: Evaluation, ledger: Ledger) -> Iterator[Item]:
     items = unit.shard.items(plan.nested(unit.shard.source))
-    if evaluation.n is None:
+    if not evaluation.on:
         return items
     index = evaluation.index()
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.data import Task
+from finetune.corpus.leaks import words
 from finetune.corpus.records import Chat
 from finetune.corpus.redact import RECOGNISERS, redact_texts
-from finetune.corpus.split import words
 
 WORDS, CHARACTERS = 8, 13
 """Words in a row that count as a passage; Chinese characters where most of a text is Chinese."""

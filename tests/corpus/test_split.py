@@ -1,18 +1,12 @@
-"""The splitter deals groups by hash, and the evaluation index finds what leaks."""
+"""The splitter deals groups by hash."""
 
 import random
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config.prepare import Split
-from finetune.corpus.split import EvaluationIndex, choose, ngrams, side_of, words
-
-PASSAGE = (
-    "the borrower shall repay the principal amount of the loan together with accrued interest in twelve equal monthly "
-    "instalments beginning on the first day of march"
-)
+from finetune.corpus.split import choose, side_of
 
 
 @given(st.text(), st.integers(0, 5), st.floats(0, 0.5), st.floats(0, 0.5))
@@ -47,52 +41,3 @@ def test_a_choice_depends_on_no_order(ids: list[str], count: int, order: random.
     assert choose(shuffled, count, 0, "x") == chosen
     assert len(chosen) == min(count, len(ids))
     assert choose(ids, max(0, count - 1), 0, "x") <= chosen
-
-
-def edited(text: str, share: float) -> str:
-    """Every n-th word replaced, so that `share` of the words differ."""
-    step = round(1 / share)
-    return " ".join("changed" if i % step == step - 1 else word for i, word in enumerate(text.split()))
-
-
-@pytest.mark.parametrize(
-    "leak",
-    [
-        PASSAGE,
-        PASSAGE.upper(),
-        PASSAGE.replace(" ", "  \n"),
-        f"As agreed, {PASSAGE}; and so on.",
-        PASSAGE.replace("the ", "The, "),
-    ],
-    ids=["verbatim", "recased", "respaced", "embedded", "punctuated"],
-)
-def test_a_leak_is_found_however_it_is_dressed(leak: str) -> None:
-    index = EvaluationIndex(13)
-    index.add("test/1", [PASSAGE], [PASSAGE])
-    hit = index.find([leak], [leak])
-    assert hit is not None
-    assert hit[0] == "test/1"
-
-
-def test_ten_per_cent_of_edited_words_are_seen_through_with_shorter_ngrams() -> None:
-    index = EvaluationIndex(8)
-    index.add("test/1", [PASSAGE])
-    assert index.find([edited(PASSAGE, 0.1)]) is not None
-
-
-def test_a_short_row_leaks_by_its_whole_prompt() -> None:
-    index = EvaluationIndex(13)
-    index.add("test/1", ["bucket broken"], ["bucket broken"])
-    assert index.find(["Bucket  BROKEN"], ["Bucket  BROKEN"]) == ("test/1", "the whole prompt")
-    assert index.find(["bucket broken again"], ["bucket broken again"]) is None
-
-
-def test_an_unrelated_text_passes() -> None:
-    index = EvaluationIndex(13)
-    index.add("test/1", [PASSAGE], [PASSAGE])
-    assert index.find(["the tenant shall keep the premises in good repair at all times"] * 2, ["x"]) is None
-
-
-def test_chinese_counts_characters() -> None:
-    assert words("第12条 合同法") == ["第", "12", "条", "合", "同", "法"]
-    assert ("合", "同", "法") in ngrams("第12条 合同法", 3)

@@ -3,8 +3,8 @@
 import pytest
 
 from finetune.config.data import Task
+from finetune.corpus.leaks import words
 from finetune.corpus.records import Chat
-from finetune.corpus.split import words
 from finetune.score.contamination import contamination, shown
 
 LONG = "the pump on the north deck must be drained before the first frost of the year"
