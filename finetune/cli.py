@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config-dir", type=Path, help="folder with private recipes (*.yaml) and groups")
         if name == "plan":
             command.add_argument("--json", action="store_true", help="the same facts as JSON")
+        if name == "prepare":
+            text = "only the first N rows of each source, spread over its files; nothing is published"
+            command.add_argument("--dry-run", type=int, metavar="N", help=text)
         if name == "show":
             command.add_argument("--rows", type=int, default=4, help="how many examples (4)")
             command.add_argument("--id", help="all examples of this record")
@@ -166,9 +169,34 @@ def _prepare(options: argparse.Namespace) -> int:
     from finetune.train import ready
 
     recipe = ready(options.words, options.config_dir, elsewhere=True)
+    if options.dry_run is not None:
+        return _look(recipe, options.dry_run)
     prepared, documents = _prepared(recipe)
     page = datasheet.write(Path(recipe.work), prepared, recipe, documents.facts["sources"])
     print(f"prepared: {prepared.path}\ndatasheet: {page}")
+    return 0
+
+
+def _look(recipe: "Recipe", rows: int) -> int:
+    """PREPARE on the first rows of each source, in a folder of its own: nothing is published, no document hashed."""
+    import shutil
+
+    from finetune.artifacts import Artifact, hash_file
+    from finetune.base import find_base
+    from finetune.corpus import prepare
+    from finetune.corpus.ledger import table
+    from finetune.datasheet import page as datasheet
+    from finetune.train import identity
+
+    folder = Path(recipe.work) / "dry-run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    base, documents = find_base(recipe.model), Artifact(recipe.documents, {"facts": {}})
+    prepare.run(identity(recipe, prepare.Config), out=folder, base=base, documents=documents, limit=rows)
+    print(table((folder / "ledger.json").read_text(encoding="utf-8")))
+    files = {"datasheet.json": hash_file(folder / "datasheet.json")}
+    made = Artifact(folder, {"stage": "prepare", "digest": f"dry run of {rows} rows", "files": files})
+    print(f"datasheet: {datasheet.write(folder, made, recipe, {})}")
     return 0
 
 
@@ -177,6 +205,7 @@ def _prepared(recipe: "Recipe") -> tuple["Artifact", "Artifact"]:
     from finetune.artifacts import build, find
     from finetune.base import find_base
     from finetune.corpus import prepare
+    from finetune.corpus.engine import Engine
     from finetune.corpus.read import find_documents
     from finetune.ranks import hold
     from finetune.train import identity
@@ -186,7 +215,7 @@ def _prepared(recipe: "Recipe") -> tuple["Artifact", "Artifact"]:
     inputs = {"base": find_base(recipe.model), "documents": documents}
     done = find(prepare.STAGE, config, root=root, inputs=inputs) is not None
     with nullcontext() if done else hold(root):  # finished work is read while a run is training beside it
-        return build(prepare.STAGE, config, root=root, inputs=inputs), documents
+        return build(prepare.STAGE, config, root=root, inputs=inputs, engine=Engine.of(recipe.machine)), documents
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -251,3 +251,19 @@ def sample_of(source: str, reject: Reject, before: str) -> dict[str, Any]:
 
 def cut(text: str) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def table(ledger: str) -> str:
+    """ledger.json as lines for a terminal."""
+    head = ("step", "source", "in", "out", "tokens", "dropped")
+    rows = [head]
+    for entry in json.loads(ledger):
+        dropped = ", ".join(f"{reason} {count}" for reason, count in entry["dropped"].items())
+        tokens = str(entry.get("tokens_supervised_out", ""))
+        rows.append((entry["step"], entry["source"], str(entry["rows_in"]), str(entry["rows_out"]), tokens, dropped))
+    wide = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
+    align = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
+    return "\n".join(
+        "  ".join([*(fit(cell, size) for fit, cell, size in zip(align, row, wide, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    )

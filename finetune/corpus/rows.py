@@ -49,6 +49,9 @@ def read_rows(job: Job, files: Mapping[str, list[SourceFile]]) -> Shards:
     """The rows of these files, source by source, through every step that looks at one row at a time."""
     sources = job.settings.sources
     batches = [batch for name, found in files.items() for batch in _batches(name, sources[name], found, job.limit)]
+    for step in _steps(job.plan):
+        for name in files:
+            job.ledger.entry(step, name)
     work = partial(pass_rows, plan=job.plan)
     folders = work_off("rows", batches, work, scratch=job.scratch, engine=job.engine, say=job.say)
     job.ledger.take_in(folders)
@@ -59,9 +62,16 @@ def read_rows(job: Job, files: Mapping[str, list[SourceFile]]) -> Shards:
     if problems:
         raise capped(problems)
     for name, found in shards.items():
-        last = job.ledger.follow(name, ("read", "where", "unify", "name", "repair", "filter", "markup", "redact"))
+        last = job.ledger.follow(name, _steps(job.plan))
         assert last.rows_out == sum(map(len, found)), f"{name}: a row was lost"
     return shards
+
+
+def _steps(plan: Plan) -> list[str]:
+    """The steps that every row of a source goes through, in order."""
+    named = ["unify", "name"] if plan.settings.prepare.bad_input == "reject" else []
+    repaired = ["repair"] if plan.settings.prepare.repair.enabled else []
+    return ["read", "where", *named, *repaired, "filter", "markup", "redact"]
 
 
 def _batches(name: str, source: Source, files: list[SourceFile], limit: int | None) -> Iterator[Batch]:
@@ -88,11 +98,12 @@ def pass_rows(batch: Batch, folder: Path, *, plan: Plan) -> None:
     """One unit of work. Raises RecipeError with all that is wrong in these files, if the recipe does not say reject."""
     name, source = batch.source, plan.settings.sources[batch.source]
     with Ledger.opened(folder, plan.hide_key) as ledger, _Notes(folder, plan, name) as notes:
+        for step in _steps(plan):
+            ledger.entry(step, name)
         wrong = _Wrong(name, ledger, plan.hide, stop=plan.settings.prepare.bad_input == "raise")
         read: Iterable[tables.Row] = _read(batch, source, plan, wrong, ledger)
         read = ledger.keep("where", name, read, partial(_outside, source, plan), lambda row: plan.hide(_texts(row)))
-        if columns_of := nested_columns(name, plan.settings):
-            read = wrong.out("unify", read, partial(_unify, columns_of, plan.settings.model.modes))
+        read = wrong.out("unify", read, partial(_unify, nested_columns(name, plan.settings), plan.settings.model.modes))
         read = wrong.out("name", read, partial(_named, name, source))
         items = notes.named(_items(name, source, read, plan))
         for item in pass_items(name, items, plan, ledger):
