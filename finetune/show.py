@@ -88,6 +88,7 @@ def run(
 def find_prepared(recipe: Recipe, base: Artifact) -> Artifact:
     """PREPARE's finished output for this recipe, made now where it is not there."""
     from finetune.corpus import prepare
+    from finetune.corpus.engine import Engine
     from finetune.corpus.read import find_documents
     from finetune.ranks import hold
     from finetune.train import identity
@@ -99,7 +100,7 @@ def find_prepared(recipe: Recipe, base: Artifact) -> Artifact:
     if found is not None:
         return found
     with hold(work), redirect_stdout(sys.stderr):
-        return artifacts.build(prepare.STAGE, config, root=work, inputs=inputs)
+        return artifacts.build(prepare.STAGE, config, root=work, inputs=inputs, engine=Engine.of(recipe.machine))
 
 
 def collect(recipe: Recipe, chat: ChatFormat, prepared: Artifact, rows: int, only: str | None = None) -> list[Shown]:

@@ -107,12 +107,14 @@ def run(recipe: Recipe, say: Callable[[str], None], words: Sequence[str] = ()) -
 def prepare(recipe: Recipe, base: Artifact, say: Callable[[str], None]) -> tuple[Artifact, Artifact]:
     """(the documents, Prepared), the datasheet page of it in the work folder."""
     from finetune.corpus import prepare
+    from finetune.corpus.engine import Engine
     from finetune.corpus.read import find_documents
     from finetune.datasheet import page as datasheet
 
     documents = find_documents(recipe.sources, recipe.documents)
     inputs, work = {"base": base, "documents": documents}, Path(recipe.work)
-    prepared = build_first(prepare.STAGE, identity(recipe, prepare.Config), root=work, inputs=inputs, say=say)
+    config, engine = identity(recipe, prepare.Config), Engine.of(recipe.machine)
+    prepared = build_first(prepare.STAGE, config, root=work, inputs=inputs, engine=engine, say=say)
     if is_first():
         say(f"  datasheet: {datasheet.write(work, prepared, recipe, documents.facts['sources'])}")
     return documents, prepared

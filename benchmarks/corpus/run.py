@@ -55,7 +55,8 @@ def main() -> int:
     for name in () if options.table else options.only:
         if name in cells and not options.again:
             continue
-        cells[name] = measure(name, make(options.folder, options.rows), options.workers, options.alone)
+        records = make(options.folder / "records", options.rows)
+        cells[name] = measure(name, records, options.folder, options.workers, options.alone)
         print(name, cells[name], flush=True)
         results["machine"] = machine()
         options.results.parent.mkdir(exist_ok=True)
@@ -64,8 +65,8 @@ def main() -> int:
     return 0
 
 
-def measure(name: str, records: Path, workers: int, alone: Sequence[str] = ()) -> Cell:
-    out = records.parent / name
+def measure(name: str, records: Path, folder: Path, workers: int, alone: Sequence[str] = ()) -> Cell:
+    out = folder / name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     command = [str(word) for word in CONTENDERS[name](records, out, workers)]
