@@ -249,6 +249,10 @@ def test_a_wider_scope_names_a_value_alike_in_all_rows_whatever_the_others_are(m
     assert changed[0].removeprefix("call ") == changed[1].split()[1] != changed[2] == changed[1].split()[3]
     assert changed == [redact.redact_row(row(text=text), corpus)[0]["text"] for text in reversed(texts)][::-1]
     assert not any(find_personal(text, KINDS) for text in changed), "a placeholder is no personal data"
+    monkeypatch.setenv(redact.KEY_VARIABLE, SECRET[::-1])
+    other = Redact(scope="corpus", key_sha256=hashlib.sha256(SECRET[::-1].encode()).hexdigest())
+    assert redact.redact_row(row(text=texts[2]), other)[0]["text"] != changed[2], "no one without the key tests a guess"
+    monkeypatch.setenv(redact.KEY_VARIABLE, SECRET)
     document = Redact(scope="document", key_sha256=FINGERPRINT)
     there, elsewhere = ({**row(text=texts[2]), "_file": name} for name in ("a.csv", "b.csv"))
     assert redact.redact_row(there, document)[0]["text"] == redact.redact_row(dict(there), document)[0]["text"]
