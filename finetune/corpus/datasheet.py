@@ -12,10 +12,8 @@ from typing import Any
 from finetune.corpus.ledger import Ledger
 
 _BINS = 32
-_EXAMPLES = 3
-_CHARS = 600
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Step -> examples {source, file, line, and before and after, or before and reason}; personal data already replaced."""
+"""Step -> rows {source, file, line, and before and after, or before and reason}; personal data already replaced."""
 
 
 def write(
@@ -25,10 +23,10 @@ def write(
     settings: Any,
     ledger: Ledger,
     lengths: Mapping[str, Sequence[int]],
-    samples: Samples | None = None,
+    samples: Samples,
 ) -> None:
     """Write datasheet.json: no times, no host names, no absolute paths; equal runs, equal bytes."""
-    sheet = collect(facts, settings, ledger, lengths, samples or {})
+    sheet = collect(facts, settings, ledger, lengths, samples)
     (out / "datasheet.json").write_text(json.dumps(sheet, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
@@ -60,15 +58,11 @@ def collect(
     limit = settings.sft.max_length
     return {
         **facts,
-        "near_duplicates": [_clipped(pair) for pair in facts["near_duplicates"]],
         "max_length": limit,
         "lengths": {side: histogram(values, limit) for side, values in lengths.items()},
         "ledger": ledger.entries,
         "drops": _drops(ledger.entries),
-        "samples": {
-            step: [_clipped(sample) for sample in found[:_EXAMPLES]]
-            for step, found in samples.items()
-        },
+        "samples": {step: [dict(sample) for sample in found] for step, found in samples.items()},
     }
 
 
@@ -79,13 +73,6 @@ def _drops(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for reason, rows in entry["dropped"].items():
             counts[entry["step"], reason] += rows
     return [{"step": step, "reason": reason, "rows": rows} for (step, reason), rows in counts.items()]
-
-
-def _clipped(sample: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: f"{value[: _CHARS - 1]}…" if isinstance(value, str) and len(value) > _CHARS else value
-        for key, value in sample.items()
-    }
 
 
 def histogram(values: Sequence[int], limit: int) -> dict[str, Any]:

@@ -18,9 +18,12 @@ class Step:
     rows_in: int = 0
     rows_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    made: int = 0
+    """Rows that the step itself made, such as the parts of a text that was too long."""
     changed: int | None = None
-    supervised: int | None = None
-    """Supervised tokens of the rows that go on, where they are counted."""
+    tokens_in: int | None = None
+    """Supervised tokens, where they are counted."""
+    tokens_out: int | None = None
     into: dict[str, int] = field(default_factory=dict)
     """Side -> rows, where a step deals them out."""
 
@@ -47,8 +50,10 @@ def streams(ledger: Sequence[Mapping[str, Any]]) -> dict[str, list[Step]]:
             step.dropped[reason] = step.dropped.get(reason, 0) + rows
         if "changed" in entry:
             step.changed = (step.changed or 0) + entry["changed"]
+        step.made += entry.get("made", 0)
         if "tokens_supervised_out" in entry:
-            step.supervised = (step.supervised or 0) + entry["tokens_supervised_out"]
+            step.tokens_in = (step.tokens_in or 0) + entry["tokens_supervised_in"]
+            step.tokens_out = (step.tokens_out or 0) + entry["tokens_supervised_out"]
         sides = entry.get("into") or _side(entry)
         for side, rows in sides.items():
             step.into[side] = step.into.get(side, 0) + rows
@@ -63,6 +68,10 @@ def _joined(lane: str, steps: list[Step]) -> list[Step]:
         beside = max(0, before.rows_out - step.rows_in)
         step.rows_in += beside
         step.rows_out += beside
+        if before.tokens_out is not None and step.tokens_in is not None and step.tokens_out is not None:
+            beside = max(0, before.tokens_out - step.tokens_in)
+            step.tokens_in += beside
+            step.tokens_out += beside
     return steps
 
 
@@ -72,9 +81,13 @@ def _side(entry: Mapping[str, Any]) -> dict[str, int]:
 
 
 def unbalanced(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`step, source` of every entry whose rows do not add up: none, or the page says so in red."""
-    return [
-        f"{entry['step']}, {entry['source']}"
-        for entry in ledger
-        if entry["rows_in"] != entry["rows_out"] + sum(entry["dropped"].values())
-    ]
+    """`step, source` of every entry whose rows or supervised tokens do not add up: none, or the page says so in red."""
+    return [f"{entry['step']}, {entry['source']}" for entry in ledger if not _adds_up(entry)]
+
+
+def _adds_up(entry: Mapping[str, Any]) -> bool:
+    rows = entry["rows_in"] + entry.get("made", 0) == entry["rows_out"] + sum(entry["dropped"].values())
+    if "tokens_supervised_in" not in entry:
+        return rows
+    lost = sum(entry["tokens_dropped"].values())
+    return rows and entry["tokens_supervised_in"] == entry["tokens_supervised_out"] + lost

@@ -1,6 +1,7 @@
 """A datasheet with everything in it, as PREPARE and `page.write` make one."""
 
 import copy
+import io
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ FACTS: dict[str, Any] = {
                         (("train", 60), ("valid", 8), ("test", 20))}},
     "rows": {"train": 66, "valid": 8, "test": 20},
     "tokens": {"train": 6000, "valid": 700, "test": 1900},
-    "supervised_tokens": {"train": 800, "valid": 90, "test": 230},
+    "supervised_tokens": {"train": 840, "valid": 80, "test": 200},
     "modes": {"train": {"plain": 50, "think": 16}, "valid": {"plain": 8}, "test": {"plain": 20}},
     "longest": 230,
     "replay": {"rows": 6, "tokens": 240},
@@ -32,7 +33,8 @@ FACTS: dict[str, Any] = {
     },
     "preferences": {"trained": 5, "held_out": 1},
     "languages": {"letters": {"en": 90, "de": 4}, "合同": {"zh": 40}},
-    "duplicates": {"near": {"rows": 3, "clusters": 2, "sizes": {"2": 1, "3": 1}}},
+    "duplicates": {"exact": {"rows": 0, "clusters": 0, "sizes": {}},
+                   "near": {"rows": 3, "clusters": 2, "sizes": {"2": 1, "3": 1}}},
     "built": {"questions": {"builder": "question", "source": "letters", "documents": 9, "rows": 18}},
 }  # fmt: skip
 SAMPLES: dict[str, list[dict[str, Any]]] = {
@@ -46,11 +48,13 @@ DOCUMENTS = {"letters": {"a.txt": "a" * 64}, "合同": {"b.docx": "b" * 64}}
 
 
 def ledger() -> Ledger:
-    made = Ledger()
+    made = Ledger(io.StringIO())
 
-    def step(name: str, source: str, rows: int, lost: int = 0, reason: str = "", **more: Any) -> int:
-        rejects = [Reject("a.txt", 9 + i, f"r{i}", name, reason, "why") for i in range(lost)]
-        made.record(name, source, rows, rows - lost, rejects, **more)
+    def step(name: str, source: str, rows: int, lost: int = 0, reason: str = "", tokens: int = 0, **more: Any) -> int:
+        """With `tokens` learned ones for each row."""
+        rejects = [Reject("a.txt", 9 + i, f"r{i}", name, reason, "why", None, tokens) for i in range(lost)]
+        counted = (tokens * rows, tokens * (rows - lost)) if tokens else None
+        made.record(name, source, rows, rows - lost, rejects, counted, **more)
         return rows - lost
 
     for source, rows in (("letters", 104), ("合同", 40), ("general", 12)):
@@ -59,15 +63,16 @@ def ledger() -> Ledger:
         rows = step("markup", source, rows, 1, "control token in text")
         step("redact", source, rows, changed=3)
         step("near duplicates", source, rows, 3 if source == "letters" else 0, "near duplicate")
-    step("task", "title", 100)
-    step("split", "title", 100, into={"train": 70, "valid": 8, "test": 22})
-    step("cap", "title/test", 22, 2, "over test_rows")
-    step("decontaminate", "title/valid", 8)
-    step("cap", "title/valid", 8)
-    step("decontaminate", "title/train", 70, 4, "shared with an evaluation row")
-    step("cap", "title/train", 66, 6, "over train_rows")
-    for side, rows, tokens in (("train", 60, 800), ("valid", 8, 90), ("test", 20, 230)):
-        step("length", f"title/{side}", rows, tokens_supervised_out=tokens)
+    step("task", "title", 100, tokens=10)
+    step("split", "title", 100, tokens=10, into={"train": 70, "valid": 8, "test": 22})
+    step("cap", "title/test", 22, 2, "over test_rows", 10)
+    step("decontaminate", "title/valid", 8, tokens=10)
+    step("cap", "title/valid", 8, tokens=10)
+    step("decontaminate", "title/train", 70, 4, "shared with an evaluation row", 10)
+    step("cap", "title/train", 66, 5, "over train_rows", 10)
+    step("length", "title/train", 61, 1, "over max_length", 10)
+    for side, rows in (("valid", 8), ("test", 20)):
+        step("length", f"title/{side}", rows, tokens=10)
     step("text", "text/letters", 40, 10, "other side of the split")
     step("decontaminate", "text/letters", 30)
     step("text", "replay", 11)
