@@ -146,6 +146,7 @@ def _plan(options: argparse.Namespace) -> int:
     import json
 
     from finetune.checks import check
+    from finetune.checks.forms import recognised
     from finetune.config import load
     from finetune.memory import here, plan, settle
     from finetune.progress import look
@@ -153,6 +154,7 @@ def _plan(options: argparse.Namespace) -> int:
     recipe = load(options.words, config_dir=options.config_dir)
     if problems := check(recipe):
         raise RecipeError(problems)
+    forms = list(recognised(recipe))
     found = here(Path(recipe.work))
     machine = recipe.machine
     # The disk counts where the run would be: here, unless the machine has GPUs that this one lacks.
@@ -160,7 +162,7 @@ def _plan(options: argparse.Namespace) -> int:
     recipe = settle(recipe, found)
     progress, counted = look(recipe)
     planned = plan(recipe, counted=counted, progress=progress, here=found if local else None)
-    print(json.dumps(planned.to_json(), indent=1) if options.json else planned.render())
+    print(json.dumps(planned.to_json(), indent=1) if options.json else "\n".join([planned.render(), *forms]))
     return 0 if planned.fits else 2
 
 

@@ -146,6 +146,9 @@ def _check_cut(path: str, source: Source) -> Iterator[Problem]:
     by, pattern = source.cut.by, source.cut.pattern
     name = (source.path or "").lower().removesuffix(".gz").removesuffix(".zst")
     kind = source.format if source.format != "auto" else Path(name).suffix.removeprefix(".")
+    if source.form is not None and kind and kind not in _TABLES:
+        where = f"{path.removesuffix('.cut')}.form"
+        yield Problem(where, source.form, f"is for rows, and a {kind} file is a document", f"drop {where}")
     if by != "document" and kind in _TABLES:
         yield Problem(f"{path}.by", by, f"a {kind} file already is rows: only documents are cut", f"drop {path}")
     if (by == "pattern") != (pattern is not None):
@@ -172,7 +175,10 @@ def _check_patterns(path: str, where: Mapping[str, str]) -> Iterator[Problem]:
 def _check_answer(path: str, task: Task) -> Iterator[Problem]:
     if (task.prompt is None) == (task.messages is None):
         rule = "a task has a prompt or messages, one of the two"
-        yield Problem(path, None, rule, f"keep {path}.prompt or {path}.messages")
+        fix = f"keep {path}.prompt or {path}.messages" if task.prompt else (
+            f"add {path}.prompt or {path}.messages, or sources.{task.source}.form=auto for rows in a known form"
+        )
+        yield Problem(path, None, rule, fix)
     if task.messages is not None:
         for key in ("answer", "answer_json", "reasoning"):
             if getattr(task, key) is not None:

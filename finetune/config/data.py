@@ -12,6 +12,8 @@ from finetune.config.section import Section
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "json", "txt", "md", "html", "pdf", "docx", "obo", "parquet"]
 
+Form = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "preference"]
+
 
 def placeholders(template: str) -> list[str]:
     """The column names in a template: `placeholders("{a} {b}") == ["a", "b"]`. Double a brace to mean itself."""
@@ -75,6 +77,9 @@ class Source(Section):
     format: Format = "auto"
     """`auto` reads the file's suffix."""
     encoding: str = "utf-8"
+    form: Form | None = None
+    """Rows are conversations in a known form, brought to OpenAI messages in the column `messages`. A task that names
+    no prompt, messages or answer takes them. `auto` recognises the form and stops where it is not certain."""
     cut: Cut = Cut()
     """Only for documents (txt, md, html, pdf, docx)."""
     layout: Layout = Layout()

@@ -1,11 +1,11 @@
 """The Recipe: one YAML loaded, checked and frozen."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune.config.build import Built
 from finetune.config.data import ReadyPreferences, Replay, Source, Task, TextUse
@@ -66,6 +66,18 @@ class Recipe(Section):
     handoff: Handoff = Handoff()
     tracking: Tracking = Tracking()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_forms(cls, given: Any) -> Any:
+        """Tasks and preferences that say nothing of their rows take the conversations of a source with a form."""
+        if not isinstance(given, dict) or not isinstance(given.get("sources"), dict):
+            return given
+        formed = {
+            name for name, source in given["sources"].items() if isinstance(source, Mapping) and source.get("form")
+        }
+        uses = {key: given[key] for key in _FORMED if isinstance(given.get(key), dict)}
+        return {**given, **{key: _formed(found, formed, _FORMED[key]) for key, found in uses.items()}}
+
     @property
     def documents(self) -> Path:
         """data_root as a path: from where the command was typed, else (sample corpora) from the toolkit's folder."""
@@ -92,6 +104,19 @@ class Recipe(Section):
                 "make one: finetune score work/.../bundle recipe=... --vllm --latency; or score.latency_file=null",
             ) from error
         return dict(found)
+
+
+_FORMED: Mapping[str, Mapping[str, str]] = {"tasks": {}, "preferences": {"rejected": "{rejected}"}}
+_TEMPLATES = ("prompt", "messages", "answer", "answer_json", "chosen", "rejected")
+
+
+def _formed(uses: Mapping[str, Any], formed: Container[str], more: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name: {**use, "messages": "messages", **more}
+        if isinstance(use, Mapping) and use.get("source") in formed and not any(use.get(key) for key in _TEMPLATES)
+        else use
+        for name, use in uses.items()
+    }
 
 
 def without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, get_args
 
-from finetune.config.data import Format, Source
-from finetune.corpus import blocks, documents, html, layout, logs, office, parquet, tables
+from finetune.config.data import Form, Format, Source
+from finetune.corpus import blocks, documents, forms, html, layout, logs, office, parquet, tables
 from finetune.corpus.finding import PACKED, capped, find_documents, find_files_of, kind_of, list_files
 from finetune.corpus.obo import read_obo
 from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, SourceFile, bad, expanded, read_lines, read_text
@@ -84,6 +84,8 @@ def rows(
     count = 0
     for found in _read(piece, source, source_name, [] if tidied is None else tidied):
         count += 1
+        if source.form is not None and not isinstance(found, BadInput):
+            found = _converted(found, source.form, source_name)
         if isinstance(found, BadInput):
             problems.append(found)
         else:
@@ -91,6 +93,13 @@ def rows(
     if not count and piece.whole:
         fix = "put rows into it, or take it out"
         problems.append(bad(piece.file.name, 0, "no rows", "this file holds no row", fix))
+
+
+def _converted(row: Row, form: Form, source_name: str) -> Found:
+    try:
+        return forms.converted(row, form, source_name)
+    except forms.UncertainFormError as wrong:
+        return bad(row["_file"], int(row["_line"]), "uncertain form", wrong.rule, wrong.fix)
 
 
 def _read(piece: Piece, source: Source, source_name: str, tidied: list[layout.Tidied]) -> Iterator[Found]:

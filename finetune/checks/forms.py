@@ -1,0 +1,36 @@
+"""What the rows of sources with a form were recognised as; reads one row of each."""
+
+from collections.abc import Iterator, Mapping
+
+from finetune.config import Recipe
+from finetune.config.data import Form
+from finetune.corpus.finding import find_files_of
+from finetune.corpus.forms import recognise
+from finetune.corpus.read import BadInput, pieces, rows
+from finetune.errors import RecipeError
+
+_SAID: Mapping[Form, str] = {
+    "messages": "conversations of OpenAI messages",
+    "sharegpt": "ShareGPT conversations",
+    "alpaca": "Alpaca instructions",
+    "prompt": "prompts with completions",
+    "preference": "preferences, chosen and rejected",
+}
+
+
+def recognised(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each source with a form: what its first row is. Raises RecipeError where that is not certain."""
+    for name, source in recipe.sources.items():
+        if source.form is None or source.path is None:
+            continue
+        for file in find_files_of(name, source, recipe.documents, []):
+            bad: list[BadInput] = []
+            part = pieces(file, source, name)[0]
+            first = next(rows(part, source, name, bad), None)
+            if bad:
+                raise RecipeError([bad[0].problem])
+            if first is not None:
+                plain = next(rows(part, source.model_copy(update={"form": None}), name, []))
+                form = next(recognise(plain)) if source.form == "auto" else source.form
+                yield f"sources.{name}: {_SAID[form]} (recognised at {file.name}:{first['_line']})"
+                break
