@@ -213,7 +213,7 @@ def _prepared(recipe: "Recipe") -> tuple["Artifact", "Artifact"]:
     from finetune.train import identity
 
     config, root = identity(recipe, prepare.Config), Path(recipe.work)
-    documents = find_documents(recipe.sources, recipe.documents)
+    documents = find_documents(recipe.sources, recipe.documents, recipe.prepare.files)
     inputs = {"base": find_base(recipe.model), "documents": documents}
     done = find(prepare.STAGE, config, root=root, inputs=inputs) is not None
     with nullcontext() if done else hold(root):  # finished work is read while a run is training beside it

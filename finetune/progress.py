@@ -74,7 +74,7 @@ def _start(recipe: Recipe) -> tuple[dict[str, Artifact] | None, str]:
     try:
         if sum(file.stat().st_size for file in _documents(recipe)) > _MOST_HASHED:
             return None, f"not looked at: documents of more than {_MOST_HASHED / 1e6:.0f} MB would have to be hashed"
-        return {"base": base, "documents": find_documents(recipe.sources, recipe.documents)}, ""
+        return {"base": base, "documents": find_documents(recipe.sources, recipe.documents, recipe.prepare.files)}, ""
     except RecipeError as error:
         return None, f"not looked at: {error.problems[0].path} is not there"
 

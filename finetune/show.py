@@ -95,7 +95,7 @@ def find_prepared(recipe: Recipe, base: Artifact) -> Artifact:
 
     work = Path(recipe.work)
     config = identity(recipe, prepare.Config)
-    inputs = {"base": base, "documents": find_documents(recipe.sources, recipe.documents)}
+    inputs = {"base": base, "documents": find_documents(recipe.sources, recipe.documents, recipe.prepare.files)}
     found = artifacts.find(prepare.STAGE, config, root=work, inputs=inputs)
     if found is not None:
         return found

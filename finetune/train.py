@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, base: Artifact, say: Callable[[str], None]) -> tuple
     from finetune.corpus.read import find_documents
     from finetune.datasheet import page as datasheet
 
-    documents = find_documents(recipe.sources, recipe.documents)
+    documents = find_documents(recipe.sources, recipe.documents, recipe.prepare.files)
     inputs, work = {"base": base, "documents": documents}, Path(recipe.work)
     config, engine = identity(recipe, prepare.Config), Engine.of(recipe.machine)
     prepared = build_first(prepare.STAGE, config, root=work, inputs=inputs, engine=engine, say=say)

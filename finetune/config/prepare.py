@@ -152,3 +152,9 @@ class Prepare(Section):
     split: Split = Split()
     length: Length = Length()
     mix: Mix | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Files below data_root that steps read beside the sources: config path -> file."""
+        glossary = self.repair.glossary
+        return {} if glossary is None else {"prepare.repair.glossary.file": glossary.file}

@@ -9,6 +9,7 @@ from typing import Any
 from finetune.config.data import Source, Task, placeholders
 from finetune.corpus import conversations
 from finetune.corpus.clean import compiled
+from finetune.corpus.glossary import original
 from finetune.corpus.ledger import Reject
 from finetune.corpus.records import Chat, Message, mode_of
 from finetune.corpus.tables import Row
@@ -142,6 +143,11 @@ def used_columns(name: str, source: Source, settings: Any) -> tuple[list[str], l
     content = {column for task in tasks for column in task.columns} | set(texts)
     conditions = {*source.where, *(column for task in tasks for column in task.where)}
     needed = content | conditions | set(names_in([source.id, source.group]))
+    glossary, time = settings.prepare.repair.glossary, settings.prepare.split.time
+    if time is not None and name in time.columns and needed:
+        needed.add(time.columns[name])
+    expanded = set(glossary.columns.get(name, ())) if glossary is not None and content else set()
+    needed = (needed - set(map(original, expanded))) | expanded
     return sorted(content), sorted(needed)
 
 

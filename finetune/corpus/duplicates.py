@@ -40,7 +40,7 @@ def drop_duplicates(job: Job, shards: Shards) -> Shards:
             store.Shard(shard.source, shard.folder, folder / f"kept-{number}.npy")
             for number, shard in enumerate(whole.shards)
         ]
-        last = job.ledger.follow(whole.source, ("redact", "exact duplicates", "near duplicates"))
+        last = job.ledger.follow(whole.source, ("redact", "boilerplate", "exact duplicates", "near duplicates"))
         assert last.rows_out == sum(map(len, kept[whole.source])), f"{whole.source}: a row was lost"
     return kept
 

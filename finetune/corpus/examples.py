@@ -5,8 +5,8 @@ that look at all examples of a task.
 """
 
 import json
-from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from finetune.corpus import conversations, dedup, store, tokens
 from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, names_in, unmet
 from finetune.corpus.engine import work_off
 from finetune.corpus.ledger import Ledger, Reject
+from finetune.corpus.lengths import split_text
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
 from finetune.corpus.split import SIDES, Side, draw
@@ -58,6 +59,8 @@ class Examples:
     """Position of the first example of each folder, and the end."""
     over: dict[Path, store.Mask] = field(default_factory=dict)
     """Folder -> token rows that are left out of an example that stays."""
+    again: list[store.Mask] = field(default_factory=list)
+    """Training examples that stand once more, for each further time."""
 
     def on(self, side: Side) -> store.Mask:
         """Those still there that lie on this side."""
@@ -116,7 +119,7 @@ def build_tasks(job: Job, shards: Shards) -> dict[str, Examples]:
         starts = [0, *np.cumsum(sizes).tolist()]
         alive = np.ones(starts[-1], bool)
         made[name] = Examples(name, mine, side, draws, group, supervised, longest, alive, starts)
-        assert job.ledger.follow(name, ("task",)).rows_out == starts[-1], f"{name}: an example was lost"
+        assert job.ledger.follow(name, ("task", "parts")).rows_out == starts[-1], f"{name}: an example was lost"
         given = job.ledger.entry("task", name).rows_in
         assert given == sum(map(len, shards[task.source])), f"{name}: a row of {task.source} was lost"
     return made
@@ -143,10 +146,12 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
         store.Table(folder / EXAMPLES, _EXAMPLE) as table,
         store.Table(folder / tokens.ROWS, tokens.ROW) as rows,
     ):
-        for item in ledger.keep("task", name, unit.shard.items(nested), judge, lambda item: _shown(item, plan)):
-            example = Example(build_chat(name, task, item), item)
+        chosen = ledger.keep("task", name, unit.shard.items(nested), judge, lambda item: _shown(item, plan))
+        cuts = plan.settings.prepare.length.policy == "split"
+        whole = (_tokenised(name, task, item, plan) for item in chosen)
+        for example, problems, turns in _fitting(name, task, whole, plan, ledger) if cuts else whole:
+            item = example.item
             asked, answered = _values(task, item)
-            problems, turns = _tokenise(example, plan)
             problems += _unscorable(name, task, example)
             text = example.chat.to_json()
             told = json.dumps([vars(problem) for problem in problems]) if problems else None
@@ -165,7 +170,7 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
             longest = max((len(turn.input_ids) for turn in turns), default=0)
             arrays.append((SIDES.index(side), group, sum(counts), longest, *said))
             answers += [(store.short_key(answer), group) for answer in answered]
-        ledger.made("task", name, supervised)
+        ledger.made("parts" if cuts else "task", name, supervised)
     columns = np.array(arrays, np.uint64).reshape(-1, 6).T
     np.savez(
         folder / "examples.npz", side=columns[0].astype(np.uint8), draw=np.array(draws), group=columns[1],
@@ -178,12 +183,44 @@ def _shown(item: Item, plan: Plan) -> str:
     return "\n".join(text for column in plan.content(item.source) for text in item.texts(column))
 
 
-def _tokenise(example: Example, plan: Plan) -> tuple[list[Problem], list[tokens.TokenRow]]:
+Tokenised = tuple[Example, list[Problem], list[tokens.TokenRow]]
+
+
+def _tokenised(name: str, task: Task, item: Item, plan: Plan) -> Tokenised:
+    example = Example(build_chat(name, task, item), item)
     # An error counts only where the example is taken: a capped row costs nobody a run.
     try:
-        return [], tokens.tokenise(plan.chat, example)
+        return example, [], tokens.tokenise(plan.chat, example)
     except RecipeError as error:
-        return list(error.problems), []
+        return example, list(error.problems), []
+
+
+def _fitting(name: str, task: Task, given: Iterable[Tokenised], plan: Plan, ledger: Ledger) -> Iterator[Tokenised]:
+    """Of an item that is too long its parts, where the task says which column may be cut: `id~1`, `id~2` and so on."""
+    limit, column = plan.settings.sft.max_length, task.split_column
+    entry = ledger.entry("parts", name)
+    entry.more.update(made=0, cut=0)
+
+    def part(item: Item, text: str, number: int = 0) -> Tokenised:
+        mine = replace(item, id=f"{item.id}~{number}", columns={**item.columns, str(column): text})
+        return _tokenised(name, task, mine, plan)
+
+    def fits(made: Tokenised) -> bool:
+        return all(len(turn.input_ids) <= limit for turn in made[2])
+
+    for whole in given:
+        ledger.count("parts", name)
+        item, parts = whole[0].item, None
+        if column is not None and not fits(whole):
+            parts = split_text(item.columns[column], lambda text: fits(part(item, text)))  # noqa: B023 (called at once)
+        if parts is None:
+            yield whole
+            continue
+        entry.rows_out += len(parts) - 1
+        entry.more["made"] += len(parts) - 1
+        entry.more["cut"] += 1
+        for number, text in enumerate(parts, start=1):
+            yield part(item, text, number)
 
 
 def find_labels(examples: Examples) -> set[int]:

@@ -43,30 +43,38 @@ def run(
     # Imported here: a plan reads this stage's name and has less than a second for everything.
     from finetune.corpus.duplicates import drop_duplicates
     from finetune.corpus.examples import build_tasks
+    from finetune.corpus.glossary import read_codes
     from finetune.corpus.output import prove, write
     from finetune.corpus.preferences import make_preferences
     from finetune.corpus.read import list_files
     from finetune.corpus.rows import read_rows
     from finetune.corpus.sides import check, split, take_general, take_sides
-    from finetune.corpus.training import fit_length, make_replay, make_text, mix_modes
+    from finetune.corpus.training import fit_length, make_replay, make_text, mix_modes, mix_tasks
+    from finetune.corpus.whole import drop_boilerplate, note_times
 
     began = time.monotonic()
     clear(out, but=(_SCRATCH,))
     read_chat.cache_clear()
-    plan = Plan(Config.model_validate(config), base.path)
+    settings = Config.model_validate(config)
+    glossary = settings.prepare.repair.glossary
+    codes = None if glossary is None else read_codes(documents.path / glossary.file, glossary)
+    plan = Plan(settings, base.path, codes)
     with (out / REJECTS).open("w", encoding="utf-8") as rejects:
         files = list_files(plan.used, documents)
         job = Job(plan, Ledger(rejects), _scratch(out), _worth_it(engine, files), say, limit)
         prove(job)
 
         shards = read_rows(job, files)
+        shards = drop_boilerplate(job, shards)
         shards = drop_duplicates(job, shards)
+        job = note_times(job, shards)
         sides = build_tasks(job, shards)
         split(job, sides)
         general = take_general(job, shards)
         evaluation = take_sides(job, sides, general)
         fit_length(job, sides)
         mix_modes(job, sides)
+        mix_tasks(job, sides)
         preferences = make_preferences(job, shards, sides, evaluation)
         text = make_text(job, shards, evaluation)
         replay = make_replay(job, shards, evaluation, sides)

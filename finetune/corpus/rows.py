@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,11 +18,13 @@ from finetune.config.data import Source
 from finetune.corpus import clean, conversations, dedup, redact, store, tables
 from finetune.corpus.build import Item, fill, nested_columns, unmet
 from finetune.corpus.engine import work_off
+from finetune.corpus.glossary import expand_row
 from finetune.corpus.layout import Tidied
 from finetune.corpus.ledger import Entry, Ledger, Reject, cut
 from finetune.corpus.read import BadInput, Piece, SourceFile, capped, lacking, pieces, rows
 from finetune.corpus.settings import Job, Plan
 from finetune.corpus.streams import bad
+from finetune.corpus.times import timed
 from finetune.errors import Problem
 
 Shards = dict[str, list[store.Shard]]
@@ -69,7 +71,8 @@ def read_rows(job: Job, files: Mapping[str, list[SourceFile]]) -> Shards:
 
 def _steps(plan: Plan) -> list[str]:
     """The steps that every row of a source goes through, in order."""
-    named = ["unify", "name"] if plan.settings.prepare.bad_input == "reject" else []
+    timed_rows = ["time"] if plan.settings.prepare.split.time is not None else []
+    named = ["unify", "name", *timed_rows] if plan.settings.prepare.bad_input == "reject" else []
     repaired = ["repair"] if plan.settings.prepare.repair.enabled else []
     return ["read", "where", *named, *repaired, "filter", "markup", "redact"]
 
@@ -97,7 +100,7 @@ def _bytes(piece: Piece) -> int:
 def pass_rows(batch: Batch, folder: Path, *, plan: Plan) -> None:
     """One unit of work. Raises RecipeError with all that is wrong in these files, if the recipe does not say reject."""
     name, source = batch.source, plan.settings.sources[batch.source]
-    with Ledger.opened(folder, plan.hide_key) as ledger, _Notes(folder, plan, name) as notes:
+    with Ledger.opened(folder, plan.hide_key) as ledger, Notes(folder, plan, name) as notes:
         for step in _steps(plan):
             ledger.entry(step, name)
         wrong = _Wrong(name, ledger, plan.hide, stop=plan.settings.prepare.bad_input == "raise")
@@ -105,6 +108,8 @@ def pass_rows(batch: Batch, folder: Path, *, plan: Plan) -> None:
         read = ledger.keep("where", name, read, partial(_outside, source, plan), lambda row: plan.hide(_texts(row)))
         read = wrong.out("unify", read, partial(_unify, nested_columns(name, plan.settings), plan.settings.model.modes))
         read = wrong.out("name", read, partial(_named, name, source))
+        if (time := plan.settings.prepare.split.time) is not None:
+            read = wrong.out("time", read, partial(timed, time.columns.get(name), time))
         items = notes.named(_items(name, source, read, plan))
         for item in pass_items(name, items, plan, ledger):
             notes.add(item)
@@ -264,23 +269,33 @@ def _named(name: str, source: Source, row: tables.Row) -> tables.Row | BadInput:
 
 def _items(name: str, source: Source, given: Iterable[tables.Row], plan: Plan) -> Iterator[Item]:
     """Items with id and group, only the columns kept that the recipe uses."""
-    keep, nested = {*plan.needed(name), "_file", "_line"}, plan.nested(name)
+    keep, nested = {*plan.needed(name), "_file", "_line", "_time"}, plan.nested(name)
     for row in given:
         kept = {column: value for column, value in row.items() if column in keep}
         yield Item(name, fill(source.id, row), fill(source.group, row), kept, nested)
 
 
 def _repair(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:
+    more: dict[str, Any]
     rows = changed = 0
+    glossary = plan.settings.prepare.repair.glossary
+    columns = glossary.columns.get(name, ()) if glossary is not None else ()
+    codes: Counter[str] = Counter()
     for item in items:
-        better = replace(item, columns=clean.repair_row(item.columns, item.nested))
+        better = replace(item, columns=clean.repair_row(item.columns, item.nested, plan.settings.prepare.repair))
+        if columns:
+            assert plan.codes is not None, "read with the recipe"
+            expanded, found = expand_row(better.columns, columns, plan.codes)
+            better = replace(better, columns=expanded)
+            codes += found
         rows += 1
-        if better.columns != item.columns:
+        if any(better.columns[column] != text for column, text in item.columns.items()):
             changed += 1
             if ledger.wants("repair"):
                 ledger.sample("repair", _difference(item, better, plan))
         yield better
-    ledger.record("repair", name, rows, rows, changed=changed)
+    more = {"changed": changed, **({"glossary": dict(sorted(codes.items()))} if columns else {})}
+    ledger.record("repair", name, rows, rows, **more)
 
 
 def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:
@@ -312,7 +327,7 @@ def _difference(before: Item, after: Item, plan: Plan) -> dict[str, str | int]:
     return {"source": before.source, "file": before.file, "line": before.line, "before": texts[0], "after": texts[1]}
 
 
-class _Notes:
+class Notes:
     """The items of a unit of work on disk, and beside them what the steps that look at all rows of a source read."""
 
     def __init__(self, folder: Path, plan: Plan, source: str) -> None:
@@ -343,7 +358,7 @@ class _Notes:
         if len(self._texts) == _TOGETHER:
             self._flush_texts()
 
-    def __enter__(self) -> "_Notes":
+    def __enter__(self) -> "Notes":
         for name in (store.NAMED, store.KEYS, store.SKETCHES, store.TEXTS):
             self._out[name] = (self._folder / name).open("wb")
         return self

@@ -13,6 +13,8 @@ from finetune.config.section import Section
 from finetune.corpus import redact
 from finetune.corpus.build import Item, compared_columns, nested_columns, used_columns
 from finetune.corpus.engine import Engine
+from finetune.corpus.glossary import Codes
+from finetune.corpus.latest import read_times
 from finetune.corpus.ledger import Ledger
 from finetune.corpus.read import capped
 from finetune.corpus.split import Side, side_of
@@ -60,6 +62,10 @@ class Plan:
 
     settings: Config
     model: Path
+    codes: Codes | None = None
+    """The glossary of prepare.repair.glossary."""
+    times: Path | None = None
+    """Where the latest time of each group lies (see latest.Times); None while nobody knows, or without such a split."""
 
     @property
     def chat(self) -> ChatFormat:
@@ -87,7 +93,8 @@ class Plan:
         return frozenset(column for pair in nested_columns(source, self.settings) for column in pair if column)
 
     def side_of(self, item: Item) -> Side:
-        return side_of(item.group, self.settings.seed, self.settings.prepare.split)
+        latest = None if self.times is None else read_times(self.times).of(item.group)
+        return side_of(item.group, self.settings.seed, self.settings.prepare.split, latest)
 
     def hide_key(self, key: str, columns: Mapping[str, str] | None = None) -> str:
         """An id, group or file name without personal data; `columns`: the row as it was read."""

@@ -4,7 +4,8 @@ import functools
 from datetime import UTC, datetime
 
 from finetune.config.prepare import TimeSplit
-from finetune.errors import Problem
+from finetune.corpus.streams import BadInput, bad
+from finetune.corpus.tables import Row
 
 
 def read_time(text: str, pattern: str | None) -> float:
@@ -14,11 +15,20 @@ def read_time(text: str, pattern: str | None) -> float:
     return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 
-def time_problem(file: str, line: int, column: str, settings: TimeSplit) -> Problem:
-    """What to say of a row whose time cannot be read. The value is not shown: it may be anything."""
-    wanted = "ISO 8601, like 2024-05-31" if settings.format is None else f"the format {settings.format}"
-    fix = "correct the row, leave it out with `where`, or set prepare.split.time.format"
-    return Problem(f"{file}:{line}", column, f"prepare.split.time needs a time here, in {wanted}", fix)
+def timed(column: str | None, settings: TimeSplit, row: Row) -> Row | BadInput:
+    """The row with its time in seconds in `_time`, or what is wrong. The value is not told: it may be anything.
+
+    Rows of a source without a time (`column` None) stay as they are.
+    """
+    if column is None:
+        return row
+    try:
+        return {**row, "_time": repr(read_time(row[column], settings.format))}
+    except ValueError:
+        wanted = "ISO 8601, like 2024-05-31" if settings.format is None else f"the format {settings.format}"
+        fix = "correct the row, leave it out with `where`, or set prepare.split.time.format"
+        rule = f"prepare.split.time needs a time here, in {wanted}"
+        return bad(row["_file"], int(row["_line"]), "no time", rule, fix, column)
 
 
 @functools.cache

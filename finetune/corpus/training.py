@@ -28,6 +28,9 @@ Tokens = list[tuple[Path, store.Mask]]
 def fit_length(job: Job, sides: Sides) -> None:
     """Rows over sft.max_length are an error or are dropped, never cut."""
     limit, policy = job.settings.sft.max_length, job.settings.prepare.length.policy
+    other = "prepare.length.policy=drop to leave such rows out (they are counted)"
+    if policy == "split":
+        other += "; there is no split_column, or no place in it to cut at"
     problems: list[Problem] = []
     for found in sides.values():
         for side in SIDES:
@@ -44,8 +47,7 @@ def fit_length(job: Job, sides: Sides) -> None:
                     f"{row['file']}:{row['line']}",
                     f"{length} tokens",
                     f"a row has at most sft.max_length={limit}",
-                    f"set sft.max_length={length}, or prepare.length.policy=drop to leave such rows out "
-                    "(they are counted)",
+                    f"set sft.max_length={length}, or {other}",
                 )
                 for length, row in zip(lengths, rows, strict=True)
             ]
@@ -57,7 +59,8 @@ def token_rows(sides: Sides, side: Side) -> Tokens:
     return [
         (folder, _rows_of(folder, mask) & ~found.over.get(folder, np.False_))
         for found in sides.values()
-        for folder, mask in found.parts(found.on(side))
+        for which in [found.on(side), *(found.again if side == "train" else ())]
+        for folder, mask in found.parts(which)
     ]
 
 
@@ -131,6 +134,37 @@ def _leave_over(job: Job, sides: Sides, parts: Tokens, keep: store.Mask, share: 
     job.ledger.record(
         "mix", "train", len(keep), int(keep.sum()), rejects, (tokens_in, tokens_out), unit="supervised turns"
     )
+
+
+def mix_tasks(job: Job, sides: Sides) -> None:
+    """Training examples in the proportions of prepare.mix: as many as there are, each at most `repeats` times.
+
+    Which are left out, or stand once more, is drawn by hash.
+    """
+    mix = job.settings.prepare.mix
+    if mix is None:
+        return
+    rows = {name: int(sides[name].on("train").sum()) for name in mix.weights}
+    job.refuse([
+        Problem(f"prepare.mix.weights.{name}", weight, "this task has no training row left", "see rejects.jsonl")
+        for name, weight in mix.weights.items() if not rows[name]
+    ])  # fmt: skip
+    scale = min(mix.repeats * rows[name] / weight for name, weight in mix.weights.items())
+    for name, weight in mix.weights.items():
+        found, count = sides[name], rows[name]
+        wanted = max(1, round(scale * weight)) if count else 0
+        places = np.flatnonzero(found.on("train"))
+        places = places[np.argsort(found.draw[places], kind="stable")]
+        if wanted <= count:
+            over = np.zeros(len(found.alive), bool)
+            over[places[wanted:]] = True
+            found.drop(job, "mix", "train", over, "over the weight of its task")
+            continue
+        for at in range(count, wanted, count):
+            again = np.zeros(len(found.alive), bool)
+            again[places[: min(count, wanted - at)]] = True
+            found.again.append(again)
+        job.ledger.record("mix", f"{name}/train", count, wanted, made=wanted - count, weight=weight)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Corpus:
         settings = prepare.Config.model_validate(self.config)
         out = self.root.parent / f"out{next(self.made)}"
         out.mkdir()
-        documents = find_documents(settings.sources, self.root)
+        documents = find_documents(settings.sources, self.root, settings.prepare.files)
         facts = prepare.run(
             settings.model_dump(mode="json"), out=out, base=self.base, documents=documents, engine=Engine(workers),
             say=lambda _: None,
