@@ -75,7 +75,7 @@ def render(sheet: Mapping[str, Any], language: str = "en") -> str:
         f=sheet, t=t, lanes=lanes, broken=flow.unbalanced(sheet["ledger"]),
         changes=_changes(lanes), differing=_marked, sections=_sections(sheet, lanes),
         read=sum(step.rows_out for step in lanes.get("sources", []) if step.name == "read"),
-        sources=_sources(sheet), decontaminated=_decontaminated(sheet),
+        examples=_examples(sheet), sources=_sources(sheet), decontaminated=_decontaminated(sheet),
         css=Markup(style),  # noqa: S704 (our own files)
     )  # fmt: skip
 
@@ -88,12 +88,18 @@ def _strings(language: str) -> dict[str, Any]:
 
 def _sections(sheet: Mapping[str, Any], lanes: Mapping[str, Sequence[flow.Step]]) -> list[str]:
     """The sections that have something to say, in the order of the page."""
-    said = {"languages": bool(sheet.get("languages")), "examples": any(sheet["samples"].values())}
+    said = {"languages": bool(sheet.get("languages")), "examples": bool(_examples(sheet))}
     order = (
         "flow", "splits", "lengths", "sources", "duplicates", "personal", "decontamination", "languages", "examples",
         "questions", "ledger",
     )  # fmt: skip
     return [name for name in order if said.get(name, True)]
+
+
+def _examples(sheet: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples by step, but those that have a section of their own."""
+    elsewhere = ("near duplicates", "decontaminate")
+    return {step: found for step, found in sheet["samples"].items() if found and step not in elsewhere}
 
 
 def _changes(lanes: Mapping[str, Sequence[flow.Step]]) -> dict[str, flow.Step]:

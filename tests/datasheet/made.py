@@ -40,6 +40,10 @@ FACTS: dict[str, Any] = {
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "repair": [{"source": "letters", "file": "a.txt", "line": 3, "before": "cafÃ© at noon", "after": "café at noon"}],
     "redact": [{"source": "合同", "file": "b.docx", "line": 1, "before": "电话 [值]", "after": "电话 [CN_MOBILE_1]"}],
+    "decontaminate": [
+        {"source": "title/train", "file": "a.txt", "line": 5, "before": f"as said: {SECRET}", "evaluation": "title/r7",
+         "passage": SECRET, "reason": "shared with an evaluation row"}
+    ],
     "near duplicates": [
         {"source": "letters", "file": "a.txt", "line": 9, "before": SECRET, "reason": "near duplicate"}
     ],
