@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.config.build import Built, Headed, given_columns, read_columns
 from finetune.config.data import Source, Task, placeholders
 from finetune.corpus import conversations
 from finetune.corpus.clean import compiled
@@ -95,12 +96,16 @@ def build_chat(name: str, task: Task, item: Item) -> Chat:
 
 
 def _material(task: Task, columns: Row) -> dict[str, Any]:
-    """What a metric looks at beside the answer. Passages of one name are one passage, a line for each."""
+    """What a metric looks at beside the answer, and of a built row who built it out of what. Passages of one name are
+    one passage, a line for each."""
     passages: dict[str, str] = {}
     for name, text in task.passages.items():
         known, filled = fill(name, columns).strip(), fill(text, columns)
         passages[known] = f"{passages[known]}\n{filled}" if known in passages else filled
-    return {"choices": tuple(fill(template, columns).strip() for template in task.choices), "passages": passages}
+    return {
+        "choices": tuple(fill(template, columns).strip() for template in task.choices), "passages": passages,
+        "builder": columns.get("_builder", ""), "span": columns.get("_span", ""),
+    }  # fmt: skip
 
 
 def _answer(task: Task, columns: Row) -> str:
@@ -143,6 +148,11 @@ def used_columns(name: str, source: Source, settings: Any) -> tuple[list[str], l
     content = {column for task in tasks for column in task.columns} | set(texts)
     conditions = {*source.where, *(column for task in tasks for column in task.where)}
     needed = content | conditions | set(names_in([source.id, source.group]))
+    for built, spec in _built_from(name, settings):
+        own = {column for task in _uses(built, settings) for column in (*task.columns, *task.where)}
+        content |= {spec.text} | ({spec.heading} if isinstance(spec, Headed) and spec.heading else set())
+        needed |= {*read_columns(spec), *(own - set(given_columns(spec)))}
+    needed |= content
     glossary, time = settings.prepare.repair.glossary, settings.prepare.split.time
     if time is not None and name in time.columns and needed:
         needed.add(time.columns[name])
@@ -162,12 +172,19 @@ def compared_columns(name: str, settings: Any) -> list[str]:
     named = names_in([*(task.prompt for task in tasks), *(use.template for use in uses if use.source == name)])
     pairs = [use for use in settings.preferences.values() if use.source == name]
     preferred = {column for use in pairs for column in use.columns if column != use.tools}
-    return sorted({*named, *(task.messages for task in tasks if task.messages), *preferred})
+    read = {spec.text for _, spec in _built_from(name, settings)}
+    return sorted({*named, *read, *(task.messages for task in tasks if task.messages), *preferred})
 
 
 def nested_columns(name: str, settings: Any) -> list[tuple[str, str | None]]:
     """(column of conversations, column of their tools) of each use that takes whole conversations from a source."""
     return list(dict.fromkeys((use.messages, use.tools) for use in _uses(name, settings) if use.messages))
+
+
+def _built_from(name: str, settings: Any) -> list[tuple[str, Built]]:
+    """Name and section of the built sources that are made of this source and used by a task."""
+    used = {task.source for task in settings.tasks.values()}
+    return [(built, spec) for built, spec in settings.build.items() if spec.source == name and built in used]
 
 
 def _uses(name: str, settings: Any) -> list[Any]:

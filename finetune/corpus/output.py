@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def write(
         ],
         "source_facts": {name: {"licence": source.licence} for name, source in job.settings.sources.items()},
         "preferences": {name: paired[name] for name in ("trained", "held_out")},
+        **({"built": built} if (built := dict(_built(job))) else {}),
     }
     _agree(job, sides, facts)
     lengths: dict[str, list[int]] = {side: one.lengths for side, one in written.items()}
@@ -109,6 +110,13 @@ def _duplicates(job: Job) -> dict[str, dict[str, Any]]:
             sizes = {size: counts[size] for size in sorted(filter(str.isdecimal, counts), key=int)}
             told[kind] = {"rows": counts["rows"], "clusters": counts["clusters"], "sizes": sizes}
     return told
+
+
+def _built(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, spec in job.plan.built.items():
+        entry = job.ledger.entry("build", name)
+        counts = {"rows": entry.rows_out, "documents": entry.more["documents"]}
+        yield name, {"builder": spec.builder, "source": spec.source, **counts}
 
 
 def _agree(job: Job, sides: Sides, facts: dict[str, Any]) -> None:

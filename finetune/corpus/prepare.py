@@ -41,6 +41,7 @@ def run(
     With `limit` only so many rows of each source are read, and what is too few for a run is told and not refused.
     """
     # Imported here: a plan reads this stage's name and has less than a second for everything.
+    from finetune.corpus.built import build_sources
     from finetune.corpus.duplicates import drop_duplicates
     from finetune.corpus.examples import build_tasks
     from finetune.corpus.glossary import read_codes
@@ -68,6 +69,7 @@ def run(
         shards = drop_boilerplate(job, shards)
         shards = drop_duplicates(job, shards)
         job = note_times(job, shards)
+        shards = build_sources(job, shards, out.parent / "answers")
         sides = build_tasks(job, shards)
         split(job, sides)
         general = take_general(job, shards)

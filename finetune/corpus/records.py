@@ -49,6 +49,10 @@ class Chat:
     """The options, where the answer is one of several; they are asked for by likelihood (`score.likelihood`)."""
     passages: dict[str, str] = field(default_factory=dict)
     """Name -> text of what the answer may quote."""
+    builder: str = ""
+    """Who built this row out of documents: a builder, or `teacher:MODEL`."""
+    span: str = ""
+    """Where its quote stands: `file:line column[start:end]`."""
 
     @property
     def prompt(self) -> list[Message]:
@@ -63,8 +67,9 @@ class Chat:
 
     def to_json(self) -> str:
         # What few tasks have is left out where there is none.
-        raw = asdict(self)
-        return write_line({key: raw[key] for key in raw if raw[key] or key not in ("choices", "passages")})
+        raw = vars(self)
+        few = ("choices", "passages", "builder", "span")
+        return write_line({key: raw[key] for key in raw if raw[key] or key not in few})
 
     @classmethod
     def from_json(cls, line: str) -> "Chat":

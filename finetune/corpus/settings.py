@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.chat import ChatFormat
+from finetune.config.build import Built
 from finetune.config.data import ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.prepare import Prepare
 from finetune.config.section import Section
@@ -39,6 +40,7 @@ class Config(Section):
 
     seed: int
     sources: dict[str, Source]
+    build: dict[str, Built] = {}
     tasks: dict[str, Task]
     preferences: dict[str, ReadyPreferences] = {}
     text: tuple[TextUse, ...]
@@ -76,8 +78,22 @@ class Plan:
         """The sources that something uses."""
         return {name: source for name, source in self.settings.sources.items() if self.content(name)}
 
+    @property
+    def built(self) -> dict[str, Built]:
+        """The built sources that a task uses."""
+        used = {task.source for task in self.settings.tasks.values()}
+        return {name: spec for name, spec in self.settings.build.items() if name in used}
+
+    def origin(self, source: str) -> str:
+        """The source that a built one is made of; of others, itself."""
+        spec = self.settings.build.get(source)
+        return spec.source if spec else source
+
     def content(self, source: str) -> list[str]:
         """The columns of a source whose text ends up in records."""
+        if source in self.settings.build:
+            tasks = (task for task in self.settings.tasks.values() if task.source == source)
+            return sorted({column for task in tasks for column in task.columns})
         return used_columns(source, self.settings.sources[source], self.settings)[0]
 
     def needed(self, source: str) -> list[str]:
