@@ -142,10 +142,12 @@ class ChatFormat:
 
         Raises RecipeError where the template cannot be proven to continue the served prompt with the last message.
         """
+        return self._answer_text(messages, mode, tools, self.prompt_text(messages[:-1], mode, tools))
+
+    def _answer_text(self, messages: Sequence[Message], mode: Mode, tools: Sequence[Any], prompt: str) -> str:
         last = messages[-1]
         assert last["role"] == "assistant", "the last message must be the assistant's"
         self._check_mode(last, mode)
-        prompt = self.prompt_text(messages[:-1], mode, tools)
         whole = self._render(messages, mode, tools, generate=False)
         if not whole.startswith(prompt):
             raise self._unproven(prompt, whole)
@@ -168,7 +170,7 @@ class ChatFormat:
         text = self.prompt_text(messages[:-1], mode, tools)
         self._check_written(messages[:-1], mode, tools, text)
         prompt = self.encode(text)
-        answer = self.encode(self.answer_text(messages, mode, tools))
+        answer = self.encode(self._answer_text(messages, mode, tools, text))
         assert answer[-1] == self.eos_id, "an answer ends with the end of turn"
         return Supervised(prompt + answer, [IGNORED] * len(prompt) + answer, mode)
 

@@ -1,5 +1,6 @@
 """Section `prepare`: what each step of the corpus preparation does."""
 
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -83,7 +84,7 @@ class Redact(Section):
             )
         return self
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The kinds that do not stay as they are."""
         return tuple(kind for kind in Redact.model_fields if getattr(self, kind) in ("replace", "drop_row"))

@@ -303,11 +303,15 @@ def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Ite
     personal = ledger.counts.setdefault("personal", Counter())
     entry = ledger.entry("redact", name)
     entry.more.setdefault("changed", 0)
+    files: dict[str, str] = {}
     for item in items:
         columns, counts = redact.redact_row(item.columns, settings, item.nested)
         personal.update(counts)
-        hidden = {**columns, "_file": plan.hide_key(item.file)}
-        id_, group = (plan.hide_key(key, item.columns) for key in (item.id, item.group))
+        if item.file not in files:
+            files = {item.file: plan.hide_key(item.file)}
+        hidden = {**columns, "_file": files[item.file]}
+        id_ = plan.hide_key(item.id, item.columns)
+        group = id_ if item.group == item.id else plan.hide_key(item.group, item.columns)
         better = replace(item, id=id_, group=group, columns=hidden)
         if kind := redact.drops(counts, settings):
             ledger.drop("redact", name, better.reject("redact", "personal data", kind))

@@ -28,7 +28,7 @@ class TokenRow:
 
     @property
     def supervised(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
 def tokenise(chat: ChatFormat, example: Example) -> list[TokenRow]:
