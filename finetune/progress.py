@@ -14,6 +14,7 @@ from finetune import resume
 from finetune.artifacts import Artifact, Stage, find, stage_key
 from finetune.config import Recipe
 from finetune.config.data import find_files
+from finetune.corpus.hub import find_hub_files
 from finetune.corpus.read import find_documents
 from finetune.errors import RecipeError
 from finetune.memory import Counted, StageState
@@ -74,14 +75,18 @@ def _start(recipe: Recipe) -> tuple[dict[str, Artifact] | None, str]:
     try:
         if sum(file.stat().st_size for file in _documents(recipe)) > _MOST_HASHED:
             return None, f"not looked at: documents of more than {_MOST_HASHED / 1e6:.0f} MB would have to be hashed"
-        return {"base": base, "documents": find_documents(recipe.sources, recipe.documents, recipe.prepare.files)}, ""
+        found = find_documents(recipe.sources, recipe.documents, recipe.prepare.files, fetch=False)
+        return {"base": base, "documents": found}, ""
     except RecipeError as error:
         return None, f"not looked at: {error.problems[0].path} is not there"
 
 
 def _documents(recipe: Recipe) -> Iterator[Path]:
-    for source in recipe.sources.values():
-        yield from find_files(recipe.documents, source.path) if source.path else ()
+    for name, source in recipe.sources.items():
+        if source.path is not None:
+            yield from find_files(recipe.documents, source.path)
+        elif source.hub is not None:
+            yield from (file.path for file in find_hub_files(name, source.hub, fetch=False) if file.path is not None)
 
 
 def _look(

@@ -47,15 +47,19 @@ def check_sources(recipe: Recipe) -> Iterator[Problem]:
     root = recipe.documents
     for name, source in recipe.sources.items():
         path = f"sources.{name}"
-        if (source.path is None) == (source.wheel is None):
-            rule = "a source is read from a path or from a wheel, one of the two"
-            yield Problem(path, source.path, rule, f"keep {path}.path or {path}.wheel")
+        if [source.path, source.hub, source.wheel].count(None) != 2:
+            rule = "a source is read from a path, a hub or a wheel, one of the three"
+            yield Problem(path, source.path, rule, f"keep {path}.path, {path}.hub or {path}.wheel")
         elif source.path is not None and root.is_dir() and not find_files(root, source.path):
             rule = f"nothing of this name in {recipe.data_root}"
             yield Problem(f"{path}.path", source.path, rule, _nearest_file(root, source.path))
         if source.wheel is not None and not re.fullmatch(r"[0-9a-f]{64}", source.wheel.sha256):
             rule = "is no sha256 (64 hex digits)"
             yield Problem(f"{path}.wheel.sha256", source.wheel.sha256, rule, "see `pip hash FILE.whl`")
+        if source.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", source.hub.revision):
+            rule = "is no commit (40 hex digits), and a branch or tag may name other files tomorrow"
+            fix = "take the commit from the dataset's page under Files, History"
+            yield Problem(f"{path}.hub.revision", source.hub.revision, rule, fix)
         yield from _check_cut(f"{path}.cut", source)
         yield from _check_patterns(f"{path}.where", source.where)
         try:

@@ -68,11 +68,23 @@ class Wheel(Section):
     """Path of the file inside the wheel."""
 
 
+class Hub(Section):
+    """Files of a dataset on a Hugging Face hub, at one commit."""
+
+    dataset: str
+    """owner/name"""
+    revision: str
+    """The commit, 40 hex digits: a branch or a tag may name other files tomorrow."""
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or globs in the repository, such as `data/train-*.parquet`."""
+
+
 class Source(Section):
-    """A file, glob or folder below `data_root` (or a member of a pinned wheel) and how its rows are named."""
+    """A file, glob or folder below `data_root` (or of a hub, or of a pinned wheel) and how its rows are named."""
 
     path: str | None = None
-    """File, glob (`notes/*.html`) or folder, relative to data_root. Give this or `wheel`."""
+    """File, glob (`notes/*.html`) or folder, relative to data_root. Give this, `hub` or `wheel`."""
+    hub: Hub | None = None
     wheel: Wheel | None = None
     format: Format = "auto"
     """`auto` reads the file's suffix."""

@@ -12,6 +12,7 @@ from typing import get_args
 from finetune import wheels
 from finetune.artifacts import Artifact, canonical_json, hash_file
 from finetune.config.data import Format, Source, find_files
+from finetune.corpus.hub import find_hub_files
 from finetune.corpus.streams import GZIP, ZSTD, SourceFile, scan, splits_at_bytes
 from finetune.errors import Problem, RecipeError
 
@@ -31,16 +32,18 @@ _TEXTUAL = ("csv", "tsv", "jsonl", "json", "obo", "txt", "md", "html")
 _MOST_SHOWN = 20
 
 
-def find_documents(sources: Mapping[str, Source], data_root: Path, extra: Mapping[str, str] | None = None) -> Artifact:
+def find_documents(
+    sources: Mapping[str, Source], data_root: Path, extra: Mapping[str, str] | None = None, *, fetch: bool = True
+) -> Artifact:
     """A pseudo artifact at data_root whose digest stands for every byte that PREPARE may read.
 
     Handed to the stage as an input, so that a changed document makes a new key. Its facts hold `files` (name ->
     sha256), `sources` (source -> files) and `marks`: where large files may be divided, found in the same reading.
-    `extra` are further files (config path -> file below data_root), such as a glossary. Raises RecipeError with every
-    source that matches nothing.
+    `extra` are further files (config path -> file below data_root), such as a glossary; without `fetch` nothing is
+    downloaded. Raises RecipeError with every source that matches nothing.
     """
     problems: list[Problem] = []
-    found = {name: find_files_of(name, source, data_root, problems) for name, source in sources.items()}
+    found = {name: find_files_of(name, source, data_root, problems, fetch=fetch) for name, source in sources.items()}
     beside = {file: data_root / file for file in (extra or {}).values()}
     for path, other in (extra or {}).items():
         if not beside[other].is_file():
@@ -89,11 +92,20 @@ def _digest(file: SourceFile, divisible: bool) -> tuple[str, list[tuple[int, int
         return digest.hexdigest(), [mark for mark in marks if mark[0] < stream.tell()]
 
 
-def find_files_of(name: str, source: Source, data_root: Path, problems: list[Problem]) -> list[SourceFile]:
+def find_files_of(
+    name: str, source: Source, data_root: Path, problems: list[Problem], *, fetch: bool = True
+) -> list[SourceFile]:
+    """The files of one source, sorted; `fetch` lets those of a hub be downloaded."""
     where = f"sources.{name}.path"
+    if source.hub is not None:
+        try:
+            return find_hub_files(name, source.hub, fetch=fetch)
+        except RecipeError as error:
+            problems += error.problems
+            return []
     if source.wheel is not None:
         return [SourceFile(source.wheel.member, None, _pinned(source))]
-    assert source.path is not None, "checks ask for path or wheel"
+    assert source.path is not None, "checks ask for path, hub or wheel"
     paths = find_files(data_root, source.path)
     if not paths:
         problems.append(
