@@ -9,6 +9,7 @@ import hashlib
 import re
 import tempfile
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 _SHINGLE = 5
 _PERMUTATIONS = 128
 _RECALL = 0.9995
+_MISSED = 0.0008
+"""Chance of a pair at the threshold to share no two bands, up to which two are asked for in crowded buckets."""
 _SIGMAS = 4.0
 """Standard deviations below the threshold at which a similarity estimated from signatures is still looked into."""
 _SMALL = 16
@@ -187,6 +190,12 @@ class _Search:
         self.threshold, self.read_texts = threshold, read_texts
         spread = (_PERMUTATIONS * threshold * (1 - threshold)) ** 0.5
         self.least = int(_PERMUTATIONS * threshold - _SIGMAS * spread)
+        # Rows that share a crowded bucket by chance share one, rows that are alike several.
+        height = band_rows(threshold)
+        bands, chance = _PERMUTATIONS // height, threshold**height
+        missed = (1 - chance) ** bands + bands * chance * (1 - chance) ** (bands - 1)
+        self.shared = 2 if missed <= _MISSED else 1
+        self.number_bits = np.uint64((1 << max(1, len(order).bit_length())) - 1)
         self.bands = self._bands(scratch)
         self.stands = np.arange(len(order))
         self.similarity = np.ones(len(order))
@@ -197,7 +206,8 @@ class _Search:
         begins = np.searchsorted(pairs >> np.uint64(32), asked)
         ends = np.searchsorted(pairs >> np.uint64(32), asked, side="right")
         better = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        kept_in: dict[int, list[int]] = defaultdict(list)
+        kept_in: dict[int, array[int]] = defaultdict(lambda: array("q"))
+        texts = _Sets(self.order, self.read_texts)
         for begin, end in _batches(self.lengths[self.order[asked]].tolist(), _READ):
             numbers = asked[begin:end]
             places = np.searchsorted(crowded, self.bands[:, numbers])
@@ -205,53 +215,85 @@ class _Search:
             inside = crowded[places] == self.bands[:, numbers] if len(crowded) else np.zeros(places.shape, bool)
             buckets = [places[inside[:, i], i].tolist() for i in range(len(numbers))]
             close = [better[begins[begin + i] : ends[begin + i]] for i in range(len(numbers))]
-            self._decide(numbers.tolist(), close, buckets, kept_in)
+            texts.turn()
+            self._decide(numbers.tolist(), close, buckets, kept_in, texts)
         return self.stands, self.similarity
 
     def _decide(
-        self, numbers: list[int], close: list[Array], buckets: list[list[int]], kept_in: dict[int, list[int]]
+        self,
+        numbers: list[int],
+        close: list[Array],
+        buckets: list[list[int]],
+        kept_in: dict[int, "array[int]"],
+        texts: "_Sets",
     ) -> None:
-        texts = _Sets(self.order, self.read_texts)
-        texts.read({*numbers, *(i for some in close for i in self._kept(some).tolist())})
-        for number, pairs, crowds in zip(numbers, close, buckets, strict=True):
-            others = set(self._kept(pairs).tolist())
-            crowd = np.array([*{i for place in crowds for i in kept_in[place]}], np.int64)
-            if crowd.size:
-                others |= set(crowd[self._alike(crowd, np.full(len(crowd), number))].tolist())
-            texts.read(others)
+        likely = [
+            {*self._kept(pairs).tolist(), *self._in_crowds(number, crowds, kept_in)}
+            for number, pairs, crowds in zip(numbers, close, buckets, strict=True)
+        ]
+        # Read together what most likely is needed; what stays of it is decided one by one.
+        texts.read({i for number, others in zip(numbers, likely, strict=True) if others for i in (number, *others)})
+        fresh: dict[int, array[int]] = defaultdict(lambda: array("q"))
+        for number, found, crowds in zip(numbers, likely, buckets, strict=True):
+            others = {i for i in found if self.stands[i] == i} | self._in_crowds(number, crowds, fresh)
+            if others:
+                texts.read({number, *others})
             best = max(((texts.jaccard(number, i), -self.order[i], i) for i in others), default=(0.0, 0, 0))
             if best[0] >= self.threshold:
                 self.stands[number], self.similarity[number] = best[2], best[0]
             else:
                 for place in crowds:
-                    kept_in[place].append(number)
+                    fresh[place].append(number)
+        for place, kept in fresh.items():
+            kept_in[place].extend(kept)
+
+    def _in_crowds(self, number: int, places: list[int], kept_in: dict[int, "array[int]"]) -> set[int]:
+        """The kept rows of crowded buckets whose signatures call them alike."""
+        crowds = [np.frombuffer(kept_in[place], np.int64) for place in places if place in kept_in]
+        if len(crowds) < self.shared:
+            return set()
+        found = np.concatenate(crowds)
+        if self.shared > 1:
+            found.sort()
+            found = found[1:][found[1:] == found[:-1]]
+        if not found.size:
+            return set()
+        found = np.array([*set(found.tolist())])
+        return set(found[self._alike(found, np.full(len(found), number))].tolist())
 
     def _kept(self, numbers: Array) -> Array:
         return numbers[self.stands[numbers] == numbers]
 
     def _bands(self, scratch: Path | None) -> Array:
-        """(bands, rows) 64-bit values; rows that share one are in one bucket of that band."""
+        """(bands, rows) 64-bit values, the low bits left free for a row's number; equal ones are a band's bucket."""
         height = band_rows(self.threshold)
         made: Array = np.empty((_PERMUTATIONS // height, len(self.order)), np.uint64)
         if scratch is not None and made.size:
             with tempfile.TemporaryFile(dir=scratch) as file:
                 made = np.memmap(file, np.uint64, "w+", shape=made.shape)
+        words = -(-height // 4)
         for begin in range(0, len(self.order), _WINDOWS):
-            part = self.signatures[self.order[begin : begin + _WINDOWS]].astype(np.uint64)
+            part = self.signatures[self.order[begin : begin + _WINDOWS]]
+            columns = np.zeros((len(part), 4 * words), np.uint16)
             for band, row in enumerate(made):
+                columns[:, :height] = part[:, band * height : (band + 1) * height]
                 values = np.full(len(part), band + 1, np.uint64)
-                for column in range(band * height, (band + 1) * height):
-                    values = (values ^ part[:, column]) * np.uint64(_MIX)
+                for word in columns.view(np.uint64).T:
+                    values = (values ^ word) * np.uint64(_MIX)
                     values ^= values >> np.uint64(29)
-                row[begin : begin + _WINDOWS] = values
+                row[begin : begin + _WINDOWS] = values & ~self.number_bits
         return made
 
     def _candidates(self) -> tuple[Array, Array, Array]:
         """(pairs `worse << 32 | better` that signatures call alike, crowded buckets, rows to look into), ascending."""
         pairs, crowded, asked = np.empty(0, np.uint64), [], np.zeros(len(self.order), bool)
+        numbers = np.arange(len(self.order), dtype=np.uint64)
         for band in self.bands:
-            by_value = np.argsort(band, kind="stable")
-            values = band[by_value]
+            # Sorting values that hold their row's number costs a fraction of sorting numbers by values.
+            values = band | numbers
+            values.sort()
+            by_value = (values & self.number_bits).astype(np.int64)
+            values &= ~self.number_bits
             begins = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.empty(0, np.int64)
             sizes = np.diff(np.r_[begins, len(values)])
             crowds = begins[sizes > _SMALL]
@@ -288,9 +330,16 @@ class _Sets:
     def __init__(self, order: Array, read_texts: ReadTexts) -> None:
         self.order, self.read_texts = order, read_texts
         self.sets: dict[int, Array] = {}
+        self.before: dict[int, Array] = {}
+
+    def turn(self) -> None:
+        """Forget what was not asked for since the last turn: rows are alike in length, so they come close together."""
+        self.before, self.sets = self.sets, {}
 
     def read(self, numbers: set[int]) -> None:
-        missing = sorted(number for number in numbers if number not in self.sets)
+        numbers = {number for number in numbers if number not in self.sets}
+        self.sets |= {number: self.before[number] for number in numbers if number in self.before}
+        missing = sorted(number for number in numbers if number not in self.before)
         if missing:
             texts = self.read_texts([int(self.order[number]) for number in missing])
             hashes, starts = _windows([normalise(text) for text in texts], np.uint64)
