@@ -15,6 +15,7 @@ from finetune.config.build import (
 )
 from finetune.config.data import placeholders
 from finetune.config.load import suggest
+from finetune.config.prepare import Redact
 from finetune.errors import Problem
 
 
@@ -25,6 +26,10 @@ def check_build(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(path, name, "is the name of a source already", f"call it {name}_built")
         yield from check_source_name(f"{path}.source", spec.source, recipe)
         yield from check_template(f"{path}.document", spec.document)
+        for key, task in recipe.tasks.items():
+            if task.source == name and task.prompt is None:
+                rule = "is built: its rows are columns and no conversations"
+                yield Problem(f"tasks.{key}.source", name, rule, f'give tasks.{key}.prompt, such as "{{question}}"')
         if isinstance(spec, Headed):
             yield from check_template(f"{path}.number", spec.number)
         if isinstance(spec, Values):
@@ -89,8 +94,8 @@ def _check_teacher(path: str, spec: TeacherBuilder, recipe: Recipe) -> Iterator[
         yield Problem(f"{path}.send_documents", False, rule, f"{path}.send_documents=true, if their owner lets them go")
     if not is_broken(spec.prompt) and spec.text not in placeholders(spec.prompt):
         yield Problem(f"{path}.prompt", None, f"does not show the text, {{{spec.text}}}", "name the column in it")
-    if not recipe.prepare.redact.kinds:
-        rule = "personal data would leave this machine"
-        yield Problem("prepare.redact", "keep", rule, f"leave the kinds on, or take {path} out")
-
-
+    redact = recipe.prepare.redact
+    for kind, field in Redact.model_fields.items():
+        if field.default == "replace" and getattr(redact, kind) == "keep":
+            rule = f"would leave this machine with the texts of {spec.source}"
+            yield Problem(f"prepare.redact.{kind}", "keep", rule, f"prepare.redact.{kind}=replace, or take {path} out")

@@ -6,6 +6,7 @@ import re
 import string
 
 import pytest
+from corpus.builders.test_teacher import teaching
 
 from finetune.errors import RecipeError
 
@@ -102,3 +103,29 @@ def test_running_text_of_a_built_test_row_is_not_trained_on(acts) -> None:
     tested = {row["group"] for row in made.lines("test.jsonl") if row["task"] == "qa"}
     dropped = [entry["dropped"] for entry in made.ledger if entry["source"] == "text/acts" and entry["step"] == "text"]
     assert sum(reasons["other side of the split"] for reasons in dropped) == 5 * len(tested)
+
+
+def test_a_teacher_sees_no_personal_data_and_its_rows_are_marked(acts) -> None:
+    for number in range(18):
+        acts.write(
+            f"acts/act{number}.md",
+            f"# Office {number}\n\nWrite to clerk{number}@example.org, token ghp_{'Ab1' * 12}, about case {number} of "
+            f"{' '.join(random.Random(number).choices(WORDS, k=8))}.\n",
+        )
+    reply = json.dumps({"question": "To whom?", "answer": "To the clerk", "quote": "Write to"})
+    with teaching({"Write": reply}) as server:
+        acts.config["build"] = {"taught": {
+            "source": "acts", "builder": "teacher", "endpoint": f"{server.url}#wise", "send_documents": True,
+        }}  # fmt: skip
+        del acts.config["tasks"]["cited"]
+        acts.config["tasks"]["qa"] = task(source="taught", prompt="{text} {question}")
+        made = acts.prepare()
+        sent = json.dumps(server.asked)
+        assert len(server.asked) == 18
+        assert acts.prepare().files() == made.files()
+        assert len(server.asked) == 18, "what was replied is kept beside the results"
+    assert "[EMAIL_1]" in sent
+    assert "example.org" not in sent
+    assert "ghp_" not in sent
+    rows = [row for side in ("train", "valid", "test") for row in made.lines(f"{side}.jsonl") if row["task"] == "qa"]
+    assert {row["builder"] for row in rows} == {"teacher:wise"}
