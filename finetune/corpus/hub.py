@@ -1,5 +1,6 @@
 """Files of a dataset on a Hugging Face hub, at one commit, through the hub's own client. No code of it is ever run."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ def find_hub_files(name: str, wanted: Hub, *, fetch: bool) -> list[SourceFile]:
 
     With a filled cache (HF_HOME) no network is needed. Without `fetch` nothing is downloaded. Raises RecipeError.
     """
-    from huggingface_hub.utils import filter_repo_objects
-
     folder = _snapshot(name, wanted, fetch=fetch)
     held = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    found = list(filter_repo_objects(held, allow_patterns=list(wanted.files)))
+    found = [path for path in held if any(fnmatchcase(path, pattern) for pattern in wanted.files)]
     if not found:
         rule = f"no file of {wanted.dataset} at this commit matches"
         raise RecipeError.one(f"sources.{name}.hub.files", list(wanted.files), rule, "look at the dataset's file list")

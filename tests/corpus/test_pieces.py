@@ -22,6 +22,7 @@ from finetune.config.data import Cut, Source
 from finetune.corpus import finding, streams
 from finetune.corpus.read import BadInput, SourceFile, find_documents, list_files, pieces, rows
 from finetune.corpus.streams import scan
+from finetune.errors import RecipeError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 WORD = st.text(st.characters(categories=["Ll", "Lo"]), min_size=1, max_size=6)
@@ -308,6 +309,14 @@ def test_what_is_made_to_exhaust_ends_soon_and_in_bounded_memory(what: str) -> N
     assert wrong or found
     assert time.process_time() - began < 10
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10 < 700, "MiB"
+
+
+def test_a_pattern_that_backtracks_is_an_error_and_no_endless_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.corpus.documents._SECONDS", 0.2)
+    with pytest.raises(RecipeError, match="it backtracks"):
+        read("a.txt", b"a" * 40 + b"!", cut=Cut(by="pattern", pattern="(?P<a>(a+)+)$"))
+    found, _ = read("a.txt", b"aaa", cut=Cut(by="pattern", pattern="(?P<a>(a+)+)$"))
+    assert found[0]["a"] == "aaa"
 
 
 def test_large_files_of_lines_are_divided_where_their_bytes_are_hashed(
