@@ -224,11 +224,12 @@ def _rows_of(of_file: Iterable[Piece], source: Source, name: str, wrong: _Wrong)
         found: list[BadInput] = []
         tidied: list[Tidied] = []
         for row in rows(piece, source, name, found, tidied):
-            yield row
-            while found:
-                wrong.add("read", found.pop(0))
+            for one in found:
+                wrong.add("read", one)
+            found.clear()
             if wrong.enough:
                 return
+            yield row
         for one in found:
             wrong.add("read", one)
         for one_tidied in tidied:

@@ -82,6 +82,8 @@ ROW = pa.schema([
 ])  # fmt: skip
 """`example`: the position, in its folder, of the example or text that the row is of."""
 _SFT = pa.schema([ROW.field(name) for name in ("id", "task", "input_ids", "labels", "mode")])
+_GROUP = 1024
+"""Rows of a group: at 4,096 tokens each it is 32 MB."""
 _TEXT = pa.schema([ROW.field(name) for name in ("id", "input_ids")])
 
 
@@ -116,11 +118,11 @@ class Written:
 def write_sft(path: Path, parts: Iterable[tuple[Path, Mask]]) -> Written:
     """The token rows of each folder for which its mask holds."""
     written = Written()
-    with _writer(path, _SFT) as writer:
+    with _Groups(path, _SFT) as groups:
         for folder, mask in parts:
             for batch in batches(folder / ROWS, mask):
                 written.add(batch)
-                writer.write_batch(batch.select(_SFT.names))
+                groups.add(batch)
     return written
 
 
@@ -136,15 +138,34 @@ def count(parts: Iterable[tuple[Path, Mask]]) -> Written:
 def write_text(path: Path, parts: Iterable[tuple[Path, Mask]]) -> tuple[int, int]:
     """The pieces of running text of each folder; (rows, tokens)."""
     rows = tokens = 0
-    with _writer(path, _TEXT) as writer:
+    with _Groups(path, _TEXT) as groups:
         for folder, mask in parts:
             for batch in batches(folder / ROWS, mask):
                 rows += len(batch)
                 tokens += sum(batch["length"].to_pylist())
-                writer.write_batch(batch.select(_TEXT.names))
+                groups.add(batch)
     return rows, tokens
 
 
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    # Fixed options: equal rows give equal bytes under one version of pyarrow, which the lock pins.
-    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, version="2.6")
+class _Groups:
+    """A Parquet file in groups of as many rows each, whatever the batches that they come in."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        # Fixed options: equal rows give equal bytes under one version of pyarrow, which the lock pins.
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, version="2.6")
+        self._held = schema.empty_table()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        held = pa.concat_tables([self._held, pa.Table.from_batches([batch.select(self._held.schema.names)])])
+        while len(held) >= _GROUP:
+            self._writer.write_table(held.slice(0, _GROUP).combine_chunks())
+            held = held.slice(_GROUP)
+        self._held = held
+
+    def __enter__(self) -> "_Groups":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if len(self._held):
+            self._writer.write_table(self._held.combine_chunks())
+        self._writer.close()
