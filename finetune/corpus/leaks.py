@@ -36,6 +36,9 @@ _LONG = 20
 """Words from which an allowed share of them is rounded up."""
 _STRANGE = 3
 """Unknown words from which a text is misspelt all over, whatever else the words say that its letters became."""
+_NEAR, _NEAR_ANCHORS, _NEAR_SHORTEST = 0.85, 16, 40
+"""Jaccard similarity of n-grams from which two rows are the same; n-grams by which it is proposed, of the rarer half of
+a row's (of what is not shared, a fifth lies there at most); letters below which the rule above is enough."""
 _SHORTEST = 10
 """Characters below which one edit is more than a tenth: such prompts leak only as they are."""
 
@@ -79,12 +82,17 @@ class EvaluationIndex:
         self._anchors: dict[str, list[int]] = {}
         self._needed: list[int] = []
         self._window = 0
+        self._rows: list[tuple[str, str]] = []
+        self._row_anchors: dict[str, list[int]] = {}
+        self._longest = 0
 
     def add(self, name: str, values: Iterable[str], prompt_values: Sequence[str] = ()) -> None:
         """`values`: prompt and answer columns of the evaluation row `name`; `prompt_values`: those of its prompt."""
         self._window = 0
+        said = ""
         for value in values:
             found = words(value)
+            said += "".join(found)
             self._known.update(found)
             for i in range(len(found) - self.n + 1):
                 self._ngrams.setdefault(tuple(found[i : i + self.n]), name)
@@ -93,6 +101,8 @@ class EvaluationIndex:
                 size = min(2 * self.n, len(found))
                 begins = [*range(0, len(found) - size, size), len(found) - size]
                 self._passages += [_Passage.of(name, found[i : i + size], False) for i in begins]
+        if self.edited and len(said) >= _NEAR_SHORTEST:
+            self._rows.append((name, said))
         asked = [word for value in prompt_values for word in words(value)]
         letters = "".join(asked)
         if letters and letters not in self._prompts:
@@ -115,6 +125,8 @@ class EvaluationIndex:
         if not self._passages:
             return None
         self.settle()
+        if near := self._find_near("".join(word for found in texts for word in found)):
+            return near
         if sum(map(len, asked)) <= self._window and (hit := self._find_edited(asked, whole=True)):
             return hit
         for found in texts:
@@ -137,7 +149,30 @@ class EvaluationIndex:
             for gram in chosen:
                 anchors[gram].append(number)
         self._anchors = dict(anchors)
+        said = [_grams(letters, _GRAM) for _, letters in self._rows]
+        counts = Counter(gram for found in said for gram in found)
+        near: dict[str, list[int]] = defaultdict(list)
+        for number, found in enumerate(said):
+            rarer = sorted(found, key=lambda gram: (counts[gram], gram))[: max(_NEAR_ANCHORS, len(found) // 2)]
+            for place in range(_NEAR_ANCHORS):
+                near[rarer[place * len(rarer) // _NEAR_ANCHORS]].append(number)
+        self._row_anchors = dict(near)
+        self._longest = max((len(letters) for _, letters in self._rows), default=0)
         self._window = 2 * max(len(passage.letters) for passage in self._passages)
+
+    def _find_near(self, said: str) -> tuple[str, str] | None:
+        """An evaluation row all of which is nearly the same."""
+        if not _NEAR_SHORTEST * _NEAR <= len(said) <= self._longest / _NEAR + _GRAM:
+            return None
+        grams = _grams(said, _GRAM)
+        hits = Counter(number for gram in grams & self._row_anchors.keys() for number in self._row_anchors[gram])
+        for number, count in sorted(hits.items(), key=lambda hit: (-hit[1], hit[0])):
+            if count < _NEAR_ANCHORS // 2:
+                break
+            theirs = _grams(self._rows[number][1], _GRAM)
+            if len(grams & theirs) >= _NEAR * len(grams | theirs):
+                return self._rows[number][0], "nearly the whole row"
+        return None
 
     def _find_edited(self, found: Sequence[str], whole: bool) -> tuple[str, str] | None:
         letters = "".join(found)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_rows import articles, laws
 
+from finetune.corpus.dedup import jaccard, shingles
 from finetune.corpus.leaks import EvaluationIndex, _best_place, words
 
 PASSAGE = (
@@ -162,6 +163,21 @@ def test_a_tenth_edited_hides_few_short_rows(name: str, least: float) -> None:
     vocabulary = [word for row in halves(name)[2] for word in (row if is_chinese(row) else row.split())]
     assert caught(name, lambda text, draw: edit_letters(text, draw, "rid"), 150) >= least
     assert caught(name, lambda text, draw: edit_words(text, draw, "rid", vocabulary), 150) >= least
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_near_duplicates_across_the_split_are_found_whatever_differs(name: str) -> None:
+    """Other numbers make another statement, but a row that is the same for the rest gives the answer away."""
+    index, rows, _ = halves(name)
+    draw, near = random.Random(name), 0
+    for row in rows[:150]:
+        place, length = draw.randrange(len(row)), draw.randrange(1, 2 + len(row) // 20)
+        planted = row[:place] + str(draw.randrange(10**6)) + row[place + length :]
+        a, b = (shingles("".join(words(text))) for text in (row, planted))
+        if len("".join(words(row))) >= 40 and jaccard(a, b) >= 0.85:
+            near += 1
+            assert index.find([planted]), planted
+    assert near > 20
 
 
 @pytest.mark.parametrize("name", CORPORA)
