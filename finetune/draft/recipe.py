@@ -11,7 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from finetune.config.load import RECIPES, ROOT
 from finetune.draft.folder import FILES, LINE, ROWS, Folder, look
-from finetune.draft.tasks import Drafted, draft, text_column
+from finetune.draft.sections import of_documents
+from finetune.draft.tasks import Drafted, of_table, text_column
 from finetune.errors import RecipeError
 
 GENERAL = ROOT / "data" / "general"
@@ -25,7 +26,7 @@ def run(root: Path, name: str | None, to: Path) -> int:
     """Write TO/NAME.yaml for the documents below `root`; never over a file that is there."""
     name = _named(name or _slug(root.resolve().name), to)
     folder = look(root)
-    drafted = _with_one_task([draft(found, folder.chinese) for found in folder.sources], root)
+    drafted = _with_one_task(draft(folder), root)
     for line in describe(folder, drafted):
         print(line)
     to.mkdir(parents=True, exist_ok=True)
@@ -36,6 +37,13 @@ def run(root: Path, name: str | None, to: Path) -> int:
     print(f"\nrecipe: {file}")
     print(f"next:   finetune prepare {here}  (then look at the datasheet)\n        finetune train {here}")
     return 0
+
+
+def draft(folder: Folder) -> list[Drafted]:
+    return [
+        of_table(found, folder.chinese) if found.cut is None else of_documents(found, folder.chinese)
+        for found in folder.sources
+    ]
 
 
 def _slug(name: str) -> str:
@@ -55,7 +63,7 @@ def _named(name: str, to: Path) -> str:
 
 
 def _with_one_task(drafted: Sequence[Drafted], folder: Path) -> Sequence[Drafted]:
-    if any(one.task for one in drafted):
+    if any(one.tasks for one in drafted):
         return drafted
     found = "; ".join(f"{one.source.name}: {one.why}" for one in drafted)
     fix = "add a table with questions and answers or labels (CSV, JSONL), or documents with headings (DOCX, HTML, MD)"
@@ -69,7 +77,7 @@ def describe(folder: Folder, drafted: Sequence[Drafted]) -> Iterator[str]:
         what = f"{len(found.files)} {found.kind.upper()}" if len(found.files) > 1 or found.cut else found.path
         unit = "rows" if found.cut is None else _UNITS[found.cut]
         most = " or more" if len(found.rows) >= ROWS or (found.cut and len(found.files) > FILES) else ""
-        made = "task" if one.task else "preferences" if one.preferences else "text"
+        made = "preferences" if one.preferences else ["text", "task", "tasks"][min(2, len(one.tasks))]
         yield f"  {found.name}: {what}, {len(found.rows)}{most} {unit} -> {made}: {one.why}"
     for suffix, files in sorted(folder.unknown.items()):
         yield f"  left out: {files} {suffix} (no reader)"
@@ -92,10 +100,18 @@ def write(name: str, folder: Folder, drafted: Sequence[Drafted]) -> str:
         line=LINE,
         drafted=drafted,
         general={file: str(GENERAL / f"{file}.jsonl") for file in ("speeches", "countries", "replay_speeches")},
-        main=max((one for one in drafted if one.task), key=lambda one: (one.source.cut is None, len(one.source.rows))),
-        running=[one for one in drafted if one.preferences is None and not (one.task or {}).get("messages")],
+        main=next(iter(max((one for one in drafted if one.tasks), key=_weight).tasks)),
+        running=[
+            one for one in drafted
+            if one.preferences is None and not any("messages" in task for task in one.tasks.values())
+        ],
         text_column=text_column,
     )
+
+
+def _weight(one: Drafted) -> tuple[bool, int]:
+    """A table's own answers are a better headline than what a builder asks; more rows than fewer."""
+    return one.source.cut is None, len(one.source.rows)
 
 
 def _scalar(value: Any) -> str:

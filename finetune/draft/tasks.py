@@ -1,4 +1,4 @@
-"""What could be learned from a source: a recognised form, labels of a text, or the heading of a section."""
+"""What could be learned from a table: a recognised form, labels of a text, or its title."""
 
 import re
 from collections import Counter
@@ -30,15 +30,16 @@ _NUMBER = re.compile(r"[\d\s.,:/\-+€$¥%]+")
 
 @dataclass(frozen=True)
 class Drafted:
-    """A task that the source could have, in the words of a recipe."""
+    """The tasks that a source could have, in the words of a recipe."""
 
     source: Found
     id: str
     group: str
-    task: dict[str, Any] | None
+    tasks: dict[str, dict[str, Any]]
     why: str
-    """What it is made of, for the comment."""
-    where: dict[str, str] = field(default_factory=dict)
+    """What they are made of, for the comment."""
+    build: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of a built source -> its spec."""
     preferences: dict[str, str] | None = None
 
 
@@ -54,33 +55,13 @@ class Column:
     """Share of the most frequent value."""
 
 
-def draft(found: Found, chinese: bool) -> Drafted:
-    """The task of a source, if it has one; its id and its group in any case."""
-    if found.cut is not None:
-        return _of_documents(found, chinese)
+def of_table(found: Found, chinese: bool) -> Drafted:
+    """The task of a table, if it has one; its id and its group in any case."""
     columns = {name: _column([row.get(name, "") for row in found.rows]) for name in found.columns}
     id_, group = _id(found, columns), _group(found, columns)
     task, why, preferences = _of_table(found, columns, group, chinese)
-    return Drafted(found, id_, group, task, why, preferences=preferences)
-
-
-def _of_documents(found: Found, chinese: bool) -> Drafted:
-    """Text of a section -> its heading, where sections have one."""
-    by_file = len({row["_file"] for row in found.rows}) >= 2 * LEAST
-    group = "{_file}" if by_file else LINE
-    limit = 200 if chinese else 600
-    where = {"heading": r"\S", "text": rf"(?s)\A.{{40,{limit}}}\Z" if not chinese else rf"(?s)\A.{{15,{limit}}}\Z"}
-    if "heading" not in found.columns:
-        return Drafted(found, found.id, group, None, "running text")
-    rows = [row for row in found.rows if all(re.search(pattern, row[name]) for name, pattern in where.items())]
-    if not _enough(rows, group):
-        return Drafted(found, found.id, group, None, f"running text: {len(rows)} sections are too few for a task")
-    asked = "{text}\n标题：" if chinese else "{text}\nHeading:"
-    task = {
-        "title": "段落到标题" if chinese else "Section to heading", "prompt": asked, "answer": "{heading}",
-        "metric": "rouge_l", "max_new_tokens": 32,
-    }  # fmt: skip
-    return Drafted(found, found.id, group, task, "the heading of a section, from its text", where)
+    tasks = {found.name: {"source": found.name, **task}} if task else {}
+    return Drafted(found, id_, group, tasks, why, preferences=preferences)
 
 
 def _of_table(
@@ -146,13 +127,16 @@ def text_column(drafted: Drafted) -> str:
     return max(found.columns, key=lambda name: _column([row.get(name, "") for row in found.rows]).length)
 
 
-def _enough(rows: Sequence[Row], group: str) -> bool:
-    """Whether the split that a new recipe has leaves rows to train on, and two groups to test on and one to watch."""
-    if len(rows) < LEAST:
+def enough(groups: Sequence[str]) -> bool:
+    """Whether the split of a new recipe leaves groups to train on, two groups to test on and one to watch."""
+    if len(groups) < LEAST:
         return False
-    groups = {fill(group, row) for row in rows}
-    dealt = Counter(side_of(one, 0, Split()) for one in groups)
+    dealt = Counter(side_of(one, 0, Split()) for one in set(groups))
     return all(dealt[side] >= (2 if side == "test" else 1) for side in SIDES)
+
+
+def _enough(rows: Sequence[Row], group: str) -> bool:
+    return enough([fill(group, row) for row in rows])
 
 
 def _column(values: Sequence[str]) -> Column:

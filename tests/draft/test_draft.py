@@ -19,7 +19,6 @@ from finetune.config import Recipe, load
 from finetune.config.data import placeholders
 from finetune.draft import recipe as drafting
 from finetune.draft.folder import look
-from finetune.draft.tasks import draft
 from finetune.errors import RecipeError
 from tests.draft.made import mixed
 
@@ -50,7 +49,8 @@ def test_a_folder_of_mixed_files_becomes_a_recipe_that_passes_its_checks(tmp_pat
     assert [cut[name] for name in ("docx", "html", "pdf")] == ["heading", "heading", "page"]
     assert recipe.main_task == "orders"
     assert recipe.tasks["orders"].answer_json == {"failure_mode": "{failure_mode}", "action": "{action}"}
-    assert recipe.tasks["docx"].answer == "{heading}"
+    assert recipe.tasks["docx"].source == "docx_headings"
+    assert recipe.build["html_questions"].builder == "grounded_question"
     assert "pdf" in [use.source for use in recipe.text]
     told = capsys.readouterr().out
     assert "1 .jpg (no reader)" in told
@@ -102,11 +102,12 @@ def test_conversations_and_preferences_are_recognised(tmp_path: Path) -> None:
 def test_chinese_documents_make_a_chinese_recipe(tmp_path: Path) -> None:
     folder = tmp_path / "文件"
     folder.mkdir()
-    parts = [f"# 第{i}条 {LAWS[i % 3][:6]}\n\n{LAWS[i % 3]}，适用于第{i}类货物的交付与验收。" for i in range(60)]
+    titles = ["价款支付", "协议效力", "权利让与"]
+    parts = [f"# 第{i}条 {titles[i % 3]}\n\n{LAWS[i % 3]}，适用于第{i}类货物的交付与验收。" for i in range(60)]
     (folder / "合同.md").write_text("\n\n".join(parts), encoding="utf-8")
     recipe = drafted(folder)
     assert recipe.language == "zh"
-    assert recipe.tasks["md"].prompt == "{text}\n标题："
+    assert recipe.tasks["md"].prompt == "{clause}\n标题："
 
 
 def test_a_folder_without_anything_to_learn_is_answered_with_what_to_add(tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_whatever_a_table_calls_its_columns_the_draft_is_yaml_whose_templates_na
         found = look(folder)
     except RecipeError:
         return
-    sources = [draft(one, found.chinese) for one in found.sources]
-    if not any(one.task for one in sources):
+    sources = drafting.draft(found)
+    if not any(one.tasks for one in sources):
         return
     made = yaml.safe_load(drafting.write("any", found, sources))
     (task,) = made["tasks"].values()
@@ -171,7 +172,9 @@ def test_from_an_empty_recipe_folder_to_a_verified_bundle_without_a_line_of_pyth
         return done.stdout
 
     typed(*command, "init", "docs", "--name", "ours")
-    few = [f"tasks.{name}.{key}" for name in ("orders", "docx", "html") for key in ("test_rows=4", "max_new_tokens=4")]
+    names = yaml.safe_load((tmp_path / "mine" / "ours.yaml").read_text())["tasks"]
+    assert {"orders", "docx", "html", "html_questions"} <= set(names)
+    few = [f"tasks.{name}.{key}" for name in names for key in ("test_rows=4", "max_new_tokens=4")]
     accepted = ["handoff.accepted_by=tests", "handoff.reason='random weights'"]
     typed(
         "unshare", "--map-root-user", "--net", sys.executable, str(ROOT / "finetune" / "train.py"), "recipe=ours",
