@@ -134,6 +134,22 @@ def test_a_text_that_is_about_the_same_never_distracts() -> None:
     assert not [reject for reject in rejects if reject.id == "i0"]
 
 
+def test_an_answer_that_stands_in_another_passage_keeps_it_out() -> None:
+    rule = "The council keeps a list of all boats that lie in the harbour."
+    items = [
+        item(0, rule, "Vessels"),
+        item(1, f"Pupils leave at the age of sixteen. {rule}", "Leaving"),
+        item(2, "A seller of grain needs a permit that is valid for a year.", "Grain"),
+        item(3, "Each office answers a letter within two weeks of its date.", "Letters"),
+    ]
+    rows, _ = build(items, "grounded_question", ask=["heading"], passages=3, absent_share=0.0)
+    (row,) = [row for row in rows if row.columns["answer"] == rule]
+    assert "Pupils" not in row.columns["passages"]
+    rows, _ = build(items, "grounded_question", ask=["heading"], passages=2, absent_share=1.0)
+    (row,) = [row for row in rows if "Vessels" in row.columns["question"]]
+    assert "Pupils" not in row.columns["passages"]
+
+
 def test_rows_of_short_documents_are_balanced_over_documents_too() -> None:
     counts: Counter[str] = Counter()
     for number in range(120):
