@@ -46,19 +46,14 @@ class Piece:
 def pieces(file: SourceFile, source: Source, source_name: str) -> list[Piece]:
     """The pieces of a file, in order. Never fails: what is wrong with the file is said when its rows are read."""
     kind = kind_of(file, source)
-    if kind == "jsonl" and file.marks:
+    if kind == "jsonl" and file.marks and file.path is not None:
         starts = [(0, 1), *file.marks]
-        ends: list[int | None] = [offset for offset, _ in file.marks]
-        return [
-            Piece(file, kind, first, last, line) for (first, line), last in zip(starts, [*ends, _END], strict=True)
-        ]
+        ends = [offset for offset, _ in file.marks] + [file.path.stat().st_size]
+        return [Piece(file, kind, first, last, line) for (first, line), last in zip(starts, ends, strict=True)]
     if kind == "parquet" and len(counts := _row_groups(file)) > 1:
         lines = itertools.accumulate(counts[:-1], initial=1)
         return [Piece(file, kind, index, index + 1, line) for index, line in enumerate(lines)]
     return [Piece(file, kind)]
-
-
-_END = 1 << 62
 
 
 def _row_groups(file: SourceFile) -> list[int]:

@@ -231,6 +231,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
 
 
@@ -253,8 +254,9 @@ def _parse(text: str, at: int = 0) -> tuple[Any, int]:
 
 
 def _row(name: str, number: int, text: str) -> Found:
-    value, end = _parse(text, _SPACE.match(text).end())  # type: ignore[union-attr]  # it matches nothing as well
-    if not isinstance(value, _Refused) and _SPACE.match(text, end).end() < len(text):  # type: ignore[union-attr]
+    text = text.strip(" \t")
+    value, end = _parse(text)
+    if not isinstance(value, _Refused) and end < len(text):
         value = _Refused(f"Extra data, column {end + 1}")
     return value.at(name, number) if isinstance(value, _Refused) else _checked(name, number, value)
 
@@ -299,7 +301,7 @@ def _flatten(item: Mapping[str, Any], prefix: str, depth: int, columns: Row) -> 
         if isinstance(value, str):
             columns[name] = value
             continue
-        columns[name] = "" if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        columns[name] = "" if value is None else str(value) if type(value) is int else _ENCODER.encode(value)
         if isinstance(value, dict) and depth < _DEEPEST:
             _flatten(value, f"{name}.", depth + 1, columns)
 
