@@ -1,5 +1,6 @@
 """Bad input: each mistake gets one message with where it is, what stands there, the rule and what to do next."""
 
+import gzip
 import json
 import os
 import zipfile
@@ -273,3 +274,22 @@ def test_problems_of_several_files_come_together(corpus: Any) -> None:
     corpus.write("many/c.jsonl", b"")
     corpus.config["sources"]["orders"]["path"] = "many"
     assert [problem.path for problem in problems(corpus)] == ["many/a.jsonl:1", "many/b.jsonl:1", "many/c.jsonl"]
+
+
+def test_a_recipe_may_ask_for_rejects_in_place_of_a_stop(corpus: Any) -> None:
+    lines = (corpus.root / "orders.jsonl").read_text().splitlines()
+    lines[2], lines[10] = '{"order": 1,', '{"order": "11", "text": "no machine and no action"}'
+    corpus.write("many/a.jsonl", "\n".join(lines[:60]))
+    corpus.write("many/b.jsonl.gz", gzip.compress("\n".join(lines[60:]).encode()))
+    corpus.write("many/c.pdf", b"%PDF-1.4\nnonsense")
+    corpus.config["sources"]["orders"]["path"] = "many"
+    corpus.config["prepare"]["bad_input"] = "reject"
+    made = corpus.prepare()
+    rejects = {(reject["source"], reject["line"]): reject for reject in made.lines("rejects.jsonl")}
+    assert rejects["many/a.jsonl", 3]["reason"] == "broken JSON"
+    assert rejects["many/a.jsonl", 11]["reason"] == "missing column"
+    assert rejects["many/c.pdf", 0]["reason"] == "unreadable file"
+    read = next(entry for entry in made.ledger if entry["step"] == "read" and entry["source"] == "orders")
+    assert read["rows_in"] == 121
+    assert read["rows_in"] == read["rows_out"] + sum(read["dropped"].values())
+    assert made.files() == corpus.prepare(workers=2).files()
