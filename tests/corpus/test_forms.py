@@ -13,6 +13,7 @@ from finetune.config.data import Source
 from finetune.corpus.conversations import unify
 from finetune.corpus.read import BadInput, SourceFile, pieces, rows
 from finetune.errors import RecipeError
+from tests.corpus.conftest import orders
 
 ASKED, SAID = {"role": "user", "content": "Which unit?"}, {"role": "assistant", "content": "Unit 7."}
 BRIEF = {"role": "system", "content": "Be brief."}
@@ -111,3 +112,17 @@ def test_a_plan_stops_where_the_form_is_not_certain(tmp_path: Path) -> None:
 def test_a_task_that_says_nothing_of_its_rows_is_told_of_forms(tmp_path: Path) -> None:
     recipe = load([*words(tmp_path, FORMS["prompt"][0]), "sources.talks.form=null"])
     assert any("sources.talks.form=auto" in problem.fix for problem in check(recipe))
+
+
+def test_rows_in_a_form_train_what_templates_of_the_same_columns_train(corpus: Any) -> None:
+    told = [{**row, "prompt": f"Order: {row['text']}", "completion": row["action"]} for row in orders(120)]
+    corpus.write_rows("orders.jsonl", told)
+    task = {"title": "Action", "source": "orders", "metric": "exact_match", "main": True}
+    corpus.config["tasks"] = {"action": {**task, "prompt": "{prompt}", "answer": "{completion}"}}
+    by_templates = corpus.prepare()
+    corpus.config["tasks"] = {"action": {**task, "messages": "messages"}}
+    corpus.config["sources"]["orders"]["form"] = "auto"
+    by_form = corpus.prepare()
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl"):
+        assert by_form.lines(name) == by_templates.lines(name)
+    assert by_form.table("sft_train.parquet") == by_templates.table("sft_train.parquet")
