@@ -2,6 +2,8 @@
 
 import functools
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection
 
 _SHORT = 40
@@ -35,6 +37,14 @@ CODES = (  # noqa: SIM905
 ).split()
 """What a recipe may name: py3langid's languages, but for the one that means no language at all (zxx)."""
 
+_WRITINGS = {
+    "LATIN": "Latin", "CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HANGUL": "Hangul", "CYRILLIC": "Cyrillic",
+    "GREEK": "Greek", "ARABIC": "Arabic", "HEBREW": "Hebrew", "DEVANAGARI": "Devanagari", "THAI": "Thai",
+}  # fmt: skip
+"""First word of a character's Unicode name -> the writing."""
+_BEGINNING = 64
+WRITINGS = "writings of "
+"""Before a source's name: the counts of its rows by writing, in the ledger of a run."""
 _LONGEST = 2000
 """Characters that are looked at: more of a text does not change its language, and costs time."""
 
@@ -66,6 +76,15 @@ def name_language(text: str) -> tuple[str, float]:
     # Capitals are rare in what the recogniser was made from: `BUCKET WON'T OPEN` is lower-cased for it.
     code, certainty = _recogniser()(text.lower())
     return code if code != "zxx" else "?", float(certainty)
+
+
+def name_script(text: str) -> str:
+    """The writing that most letters of a text's beginning belong to: `Latin`, `Han`, ..., `other`, or `none`."""
+    text = text[:_BEGINNING]
+    if text.isascii():
+        return "Latin" if any(map(str.isalpha, text)) else "none"
+    counts = Counter(unicodedata.name(char, "other").partition(" ")[0] for char in text if char.isalpha())
+    return _WRITINGS.get(counts.most_common(1)[0][0], "other") if counts else "none"
 
 
 def is_unwanted(code: str, certainty: float, wanted: Collection[str], confidence: float) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.corpus import datasheet, tokens
+from finetune.corpus.languages import WRITINGS
 from finetune.corpus.preferences import PREFERENCES
 from finetune.corpus.records import Mode, write_line
 from finetune.corpus.settings import Job
@@ -72,6 +73,11 @@ def write(
         "text_tokens": {part: count for part, (_, count) in texts.items()},
         "general_chars": dict(sorted(chars.items())),
         "personal": dict(sorted(job.ledger.counts.get("personal", {}).items())),
+        "languages": {
+            name.removeprefix(WRITINGS): dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
+            for name, counts in job.ledger.counts.items()
+            if name.startswith(WRITINGS)
+        },
         "rejects": job.ledger.dropped,
         "duplicates": _duplicates(job),
         "near_duplicates": [

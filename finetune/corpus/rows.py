@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from finetune.config.data import Source
-from finetune.corpus import clean, conversations, dedup, redact, store, tables
+from finetune.corpus import clean, conversations, redact, store, tables
 from finetune.corpus.build import Item, fill, nested_columns, unmet
 from finetune.corpus.engine import work_off
 from finetune.corpus.glossary import expand_row
+from finetune.corpus.languages import WRITINGS, name_script
 from finetune.corpus.layout import Tidied
 from finetune.corpus.ledger import Entry, Ledger, Reject, cut
+from finetune.corpus.notes import Notes, find_twice
 from finetune.corpus.read import BadInput, Piece, SourceFile, capped, lacking, pieces, rows
 from finetune.corpus.settings import Job, Plan
 from finetune.corpus.streams import bad
@@ -34,8 +34,6 @@ _SLOW = {"pdf": 30, "docx": 10, "html": 3}
 """How many times the bytes of a text a byte of such a file weighs."""
 _MOST_WRONG = 1000
 """Problems after which a unit of work reads no further."""
-_TOGETHER = 256
-"""Texts that are sketched at one time."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def read_rows(job: Job, files: Mapping[str, list[SourceFile]]) -> Shards:
     shards: Shards = {}
     for batch, folder in zip(batches, folders, strict=True):
         shards.setdefault(batch.source, []).append(store.Shard(batch.source, folder))
-    problems = [problem for name, found in shards.items() for problem in _twice(name, found)]
+    problems = [problem for name, found in shards.items() for problem in find_twice(name, found)]
     if problems:
         raise capped(problems)
     for name, found in shards.items():
@@ -302,6 +300,7 @@ def _repair(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Ite
 def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:
     settings = plan.settings.prepare.redact
     personal = ledger.counts.setdefault("personal", Counter())
+    writings = ledger.counts.setdefault(f"{WRITINGS}{name}", Counter())
     entry = ledger.entry("redact", name)
     entry.more.setdefault("changed", 0)
     files: dict[str, str] = {}
@@ -318,6 +317,7 @@ def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Ite
             ledger.drop("redact", name, better.reject("redact", "personal data", kind))
             continue
         ledger.count("redact", name)
+        writings[name_script(" ".join(text for column, text in columns.items() if not column.startswith("_")))] += 1
         if counts:
             entry.more["changed"] += 1
             if ledger.wants("redact"):
@@ -330,86 +330,3 @@ def _difference(before: Item, after: Item, plan: Plan) -> dict[str, str | int]:
     columns = [column for column in before.columns if before.columns[column] != after.columns[column]]
     texts = [cut(plan.hide([item.columns[column] for column in columns])) for item in (before, after)]
     return {"source": before.source, "file": before.file, "line": before.line, "before": texts[0], "after": texts[1]}
-
-
-class Notes:
-    """The items of a unit of work on disk, and beside them what the steps that look at all rows of a source read."""
-
-    def __init__(self, folder: Path, plan: Plan, source: str) -> None:
-        self._folder, self._settings = folder, plan.settings.prepare.dedup
-        self._content, self._compared = plan.content(source), plan.compared(source)
-        self._table = store.items_table(folder)
-        self._files: list[str] = []
-        self._ids: list[tuple[int, int, int, int]] = []
-        self._texts: list[tuple[str, str]] = []
-        self._out: dict[str, BinaryIO] = {}
-
-    def named(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items as they come; the ids of all of them are noted, also of those that a later step drops."""
-        for item in items:
-            if not self._files or self._files[-1] != item.file:
-                self._files.append(item.file)
-            self._ids.append((*store.key(item.id), len(self._files) - 1, item.line))
-            if len(self._ids) == _TOGETHER:
-                self._flush_ids()
-            yield item
-
-    def add(self, item: Item) -> None:
-        store.add_item(self._table, item)
-        self._texts.append((
-            "\n".join(text for column in self._content for text in item.texts(column)),
-            "\n".join(text for column in self._compared for text in item.read_texts(column)),
-        ))  # fmt: skip
-        if len(self._texts) == _TOGETHER:
-            self._flush_texts()
-
-    def __enter__(self) -> "Notes":
-        for name in (store.NAMED, store.KEYS, store.SKETCHES, store.TEXTS):
-            self._out[name] = (self._folder / name).open("wb")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._flush_ids()
-        self._flush_texts()
-        self._table.close()
-        for file in self._out.values():
-            file.close()
-        store.write_lines(self._folder / store.FILES, self._files)
-
-    def _flush_ids(self) -> None:
-        self._out[store.NAMED].write(np.array(self._ids, np.uint64).tobytes())
-        self._ids = []
-
-    def _flush_texts(self) -> None:
-        content, compared = [text for text, _ in self._texts], [text for _, text in self._texts]
-        if self._settings.exact:
-            self._out[store.KEYS].write(dedup.keys(content).tobytes())
-        if self._settings.near is not None:
-            self._out[store.SKETCHES].write(dedup.sketches(compared).tobytes())
-            store.add_texts(self._out[store.TEXTS], compared)
-        self._texts = []
-
-
-def _twice(name: str, shards: list[store.Shard]) -> Iterator[Problem]:
-    """Rows whose id another row of the source has already."""
-    named = np.concatenate([shard.named() for shard in shards])
-    order = np.lexsort((named[:, 1], named[:, 0]))  # stable: of equal ids the first comes first
-    ids = named[order, :2]
-    again = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1)) + 1
-    first: dict[int, int] = {}
-    for at in again:
-        first[order[at]] = first.get(order[at - 1], order[at - 1])
-    if not first:
-        return
-    starts = np.cumsum([0, *(len(shard.named()) for shard in shards)])
-    files = [store.read_lines(shard.folder / store.FILES) for shard in shards]
-
-    def place(row: int) -> str:
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
-        return f"{files[shard][named[row, 2]]}:{named[row, 3]}"
-
-    for row, other in sorted(first.items()):
-        yield Problem(
-            place(row), None, f"this id stands at {place(other)} already",
-            f"make the ids unique, or name more columns in sources.{name}.id",
-        )  # fmt: skip

@@ -13,7 +13,8 @@ from finetune.corpus.build import Item
 from finetune.corpus.engine import work_off
 from finetune.corpus.latest import AT, join, read_times
 from finetune.corpus.ledger import Ledger, cut
-from finetune.corpus.rows import Notes, Shards
+from finetune.corpus.notes import Notes
+from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
 
 
