@@ -17,7 +17,9 @@ _LINE = re.compile(r"[^\n]+")
 def build(spec: FieldsBuilder, items: Sequence[Item]) -> Found:
     """A row for each text, and for each line of a table under a head that names one of the labels."""
     keys = [*dict.fromkeys([*spec.labels, *spec.patterns])]
+    read: set[str] = set()
     for item, key, header, extent, values in read_values(spec, items):
+        read.add(item.id)
         if len(values) < spec.least:
             yield Unused(item, "no label or pattern is found" if not values else "fewer values than `least`")
             continue
@@ -28,6 +30,7 @@ def build(spec: FieldsBuilder, items: Sequence[Item]) -> Found:
             "answer": json.dumps(answer, ensure_ascii=False, separators=(",", ":")),
         }  # fmt: skip
         yield Draft(item, key, tuple(Span(item, spec.text, *values[name]) for name in keys if name in values), columns)
+    yield from (Unused(item, "the head of a table alone") for item in items if item.id not in read)
 
 
 def read_values(

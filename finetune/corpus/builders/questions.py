@@ -1,5 +1,6 @@
 """Builder `grounded_question`: questions out of headings, definitions and fields; answers stand in one passage."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from finetune.config.build import GroundedQuestionBuilder
@@ -35,6 +36,7 @@ def _headings(spec: GroundedQuestionBuilder, items: Sequence[Item]) -> Asked:
         squeeze(item.columns[spec.heading][slice(*extent)]) if extent and spec.heading else ""
         for item, extent in zip(items, extents, strict=True)
     ]
+    standing = Counter(words)
     for index, (item, extent) in enumerate(zip(items, extents, strict=True)):
         if extent is None or spec.heading is None:
             yield index, Unused(item, "no heading, or its number alone")
@@ -42,7 +44,7 @@ def _headings(spec: GroundedQuestionBuilder, items: Sequence[Item]) -> Asked:
         heading, text = item.columns[spec.heading][slice(*extent)], item.columns[spec.text]
         begin = body_start(spec, item)
         answer = first_whole(text[begin:], spec.answer_chars)
-        if words.count(words[index]) > 1:
+        if standing[words[index]] > 1:
             yield index, Unused(item, "the heading stands twice in the document")
         elif not content_words(heading):
             yield index, Unused(item, "the heading has no word to ask about")
@@ -91,10 +93,11 @@ def _fields(spec: GroundedQuestionBuilder, items: Sequence[Item]) -> Asked:
             for item, at, _, _, values in read
         ]
         meant = [tuple(squeeze(texts.get(name, "")) for name in named) for _, _, texts, _ in rows]
+        fitting = Counter(meant)
         for (item, at, texts, values), who in zip(rows, meant, strict=True):
             if key not in values or not all(who):
                 yield index_of[item.id], Unused(item, "the text lacks a field of the question", key)
-            elif meant.count(who) > 1:
+            elif fitting[who] > 1:
                 yield index_of[item.id], Unused(item, "the question fits several rows of the document", key)
             else:
                 question = fill(spec.questions[key], {**item.columns, **texts})

@@ -153,7 +153,8 @@ def test_rows_of_a_table_are_read_under_its_head(tmp_path: Path) -> None:
         source = Source(path="a.html", cut=Cut(by=by))
         (piece,) = pieces(SourceFile("a.html", tmp_path / "a.html"), source, "s")
         items = [item(int(row["_line"]), row["text"]) for row in rows_of(piece, source, "s", [])]
-        rows, _ = build(items, "fields", labels=labels)
+        rows, rejects = build(items, "fields", labels=labels)
+        assert reasons(rejects).count("the head of a table alone") == (by == "paragraph")
         assert [row.columns["answer"] for row in rows] == [
             '{"equipment":"pump P-1","fault":"F07"}', '{"equipment":"valve","fault":"F08"}',
         ]  # fmt: skip

@@ -91,6 +91,28 @@ def test_every_span_is_the_quote_and_no_side_meets_another(items, builder, passa
     assert (again, also) == (rows, rejects), "the same documents give the same rows"
 
 
+PIECES = [
+    "Section ", "Article 5A. ", "第", "十二", "条", "款", "“", "”", '"', " means ", "，是指", "本法所称", "4.2",
+    "§ 99.31", "(a)", "（一）", "\n", "\n\n", " | ", "Equipment", "Fault", "设备", ".", "。", ";", "：", "—",
+    " and ", " of the ",
+    " shall ", "不得", "No ", "buyer", "买方", "1", "ſ", "İ", "\u2028", "【", "】", "《", "》", "[", "{", "}",
+    "\\", "𝟏", "㈠",
+]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size=25).map("".join), max_size=6))
+def test_no_text_breaks_a_builder_and_every_row_is_a_quote(texts) -> None:
+    items = [item(number, text, text[: number * 7]) for number, text in enumerate(texts)]
+    for builder in BUILDERS:
+        rows, rejects = build(items, builder, **options(builder, 2, 0.3))
+        assert {row.line for row in rows} | {reject.line for reject in rejects} == set(range(len(items)))
+        for row in rows:
+            spans = re.findall(r"a\.md:(\d+) (\w+)\[(\d+):(\d+)\]", row.columns["_span"])
+            quotes = [items[int(line)].columns[name][int(start) : int(end)] for line, name, start, end in spans]
+            assert row.columns["quote"] in ("\n".join(quotes), "")
+
+
 def judge_passages(columns: dict[str, str], answer: str, passages: int) -> None:
     shown = [columns[f"passage_{number}"] for number in range(1, passages + 1)]
     assert columns["passages"] == "\n\n".join(f"[{number}] {text}" for number, text in enumerate(shown, start=1))
