@@ -244,7 +244,7 @@ def take_text(
     job: Job, label: str, use: TextUse, shards: list[store.Shard], sides: tuple[Side, ...], name: str
 ) -> list[store.Shard]:
     """Rows of a text use that lie on the wanted sides, in order, up to max_chars. `name` is that of one use alone."""
-    home = f"measure {name.replace('/', ' ')}"
+    home = f"measure-{name.replace('/', '-')}"
     units = [Measured(label, use.template, sides, shard) for shard in shards]
     work = partial(measure, plan=job.plan)
     folders = work_off(home, units, work, scratch=job.scratch, engine=job.engine, say=job.say)
