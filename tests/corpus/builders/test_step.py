@@ -8,6 +8,7 @@ import string
 import pytest
 from corpus.builders.test_teacher import teaching
 
+from finetune.corpus import prepare
 from finetune.errors import RecipeError
 
 WORDS = "pump valve seller buyer council notice permit licence vessel cargo grant record teacher pupil harbour".split()  # noqa: SIM905
@@ -59,7 +60,7 @@ def acts(corpus):
     return corpus
 
 
-def test_built_rows_are_marked_counted_and_the_same_for_two_workers(acts) -> None:
+def test_built_rows_are_marked_counted_and_the_same_for_two_workers(acts, monkeypatch) -> None:
     made = acts.prepare()
     rows = {side: made.lines(f"{side}.jsonl") for side in ("train", "valid", "test")}
     built = [row for found in rows.values() for row in found if row["task"] != "action"]
@@ -78,6 +79,7 @@ def test_built_rows_are_marked_counted_and_the_same_for_two_workers(acts) -> Non
         "builder": "grounded_question", "source": "acts", "rows": entries["qa"]["rows_out"], "documents": 18
     }  # fmt: skip
     assert any(row["messages"][-1]["content"] == "Not in the text" for row in rows["test"])
+    monkeypatch.setattr(prepare, "_SMALL", -1)
     assert made.files() == acts.prepare(workers=2).files()
 
 
