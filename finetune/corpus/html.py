@@ -12,6 +12,8 @@ _BLOCKS = {
     "h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "blockquote", "dt", "dd", "figcaption", "caption", "div", "section",
     "article", "main", "body", "td", "th", "header", "footer", "aside", "center", "address", "ul", "ol", "dl", "table",
 }  # fmt: skip
+_MOST_TAGS = 1_000_000
+"""The parser holds about a kilobyte for each."""
 _WIDEST = 100
 """A cell that claims more columns or rows claims so many."""
 
@@ -25,6 +27,9 @@ def read_html(name: str, text: str) -> Blocks | BadInput:
     from bs4 import BeautifulSoup
     from bs4.element import NavigableString, PreformattedString, Tag
 
+    if text.count("<") > _MOST_TAGS:
+        rule = f"this HTML has more than {_MOST_TAGS} tags"
+        return bad(name, 0, "document too long", rule, "divide it into several files")
     soup = BeautifulSoup(text, "lxml")
     for tag in soup.find_all(_NOT_TEXT):
         tag.decompose()

@@ -21,13 +21,18 @@ def read_pdf(name: str, stream: BinaryIO) -> Blocks | BadInput:
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)
     blocks: Blocks = []
-    page_number = 0
+    page_number = size = 0
     try:
         reader = PdfReader(stream)
         if reader.is_encrypted and not reader.decrypt(""):
             return bad(name, 0, "unreadable file", "this PDF asks for a password", "save a copy without one")
         for page_number, page in enumerate(reader.pages, start=1):
-            blocks.append(Block(_printable(page.extract_text()), page_number))
+            text = _printable(page.extract_text())
+            size += len(text)
+            if size > LONGEST:
+                rule = f"this PDF holds more than {LONGEST >> 20} MiB of text"
+                return bad(name, page_number, "document too long", rule, "divide it into several files")
+            blocks.append(Block(text, page_number))
     # A broken PDF raises nearly anything out of the parser; each of these was seen with mutated files.
     except (
         PyPdfError,
@@ -67,8 +72,8 @@ def read_docx(name: str, stream: BinaryIO) -> Blocks | BadInput:
     pieces: list[tuple[str, int]] = []
     try:
         with zipfile.ZipFile(stream) as archive:
-            if sum(part.file_size for part in archive.infolist() if part.filename.endswith(".xml")) > 2 * LONGEST:
-                rule = f"this DOCX holds more than {2 * LONGEST >> 20} MiB of XML"
+            if sum(part.file_size for part in archive.infolist() if part.filename.endswith(".xml")) > LONGEST:
+                rule = f"this DOCX holds more than {LONGEST >> 20} MiB of XML"
                 return bad(name, 0, "document too long", rule, "divide it into several files")
         document = docx.Document(stream)
         for element in _elements(document.element.body):

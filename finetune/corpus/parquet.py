@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from finetune.corpus.streams import BadInput, bad
+from finetune.corpus.streams import LONGEST, BadInput, bad
 from finetune.corpus.tables import Found, TwiceError, flatten
 
 _BATCH = 256
@@ -33,6 +33,10 @@ def read_parquet(name: str, stream: BinaryIO, groups: tuple[int, int] | None, li
         file = pq.ParquetFile(stream, pre_buffer=False, thrift_string_size_limit=1 << 26)
         chosen = list(range(*(groups or (0, file.metadata.num_row_groups))))
         for batch in file.iter_batches(_BATCH, row_groups=chosen, use_threads=False):
+            if batch.nbytes > 2 * LONGEST:
+                rule = f"{_BATCH} rows of this Parquet hold more than {2 * LONGEST >> 20} MiB"
+                yield bad(name, number, "line too long", rule, "leave the column with the large values out")
+                return
             for item in batch.to_pylist():
                 yield _row(name, number, item)
                 number += 1

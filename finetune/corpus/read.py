@@ -4,7 +4,6 @@ A piece is what one worker reads at a time: a range of a file of JSON lines, a r
 file as a whole. The rows of a source are those of its pieces, one after the other; nothing depends on their size.
 """
 
-import codecs
 import difflib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -228,7 +227,7 @@ def read_file(file: SourceFile, source: Source, source_name: str) -> tuple[list[
 
 def _check_encoding(source: Source, source_name: str) -> None:
     try:
-        codecs.lookup(source.encoding)
+        "a".encode(source.encoding)  # which says of hex and the like that they are no text
     except LookupError:
         path = f"sources.{source_name}.encoding"
         raise RecipeError.one(path, source.encoding, "Python knows no such encoding", "use utf-8") from None
