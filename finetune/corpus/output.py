@@ -136,5 +136,9 @@ def _agree(job: Job, sides: Sides, facts: dict[str, Any]) -> None:
         if mixed is not None:
             assert mixed.tokens_supervised_in == tokens_out, (side, mixed, tokens_out)
             tokens_out = mixed.tokens_supervised_out or 0
+        for name in sides:
+            weighed = job.ledger.find("mix tasks", f"{name}/{side}")
+            if weighed is not None:
+                tokens_out += (weighed.tokens_supervised_out or 0) - (weighed.tokens_supervised_in or 0)
         replay = facts["replay"]["tokens"] if side == "train" else 0
         assert tokens_out + replay == facts["supervised_tokens"][side], f"{side}: a supervised token was lost"

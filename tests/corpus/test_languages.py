@@ -7,7 +7,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from finetune.config.prepare import Filters
 from finetune.corpus.clean import filter_reason
-from finetune.corpus.languages import CODES, is_unwanted, name_language
+from finetune.corpus.languages import CODES, is_unwanted, name_language, name_script
 
 # Article 1 of the Universal Declaration of Human Rights in the words of the United Nations.
 ARTICLE_1 = {
@@ -60,3 +60,11 @@ def test_a_text_in_a_wanted_language_is_never_unwanted(text: str, other: str) ->
     assert 0 <= certainty <= 1 + 1e-6
     if code in CODES:
         assert not is_unwanted(code, certainty, (other, code), 0.5)
+
+
+def test_the_writing_of_a_row_is_that_of_most_letters_of_its_beginning() -> None:
+    wanted = {
+        "BUCKET WON'T OPEN": "Latin", "naïve café": "Latin", "更换液压软管 A3": "Han", "Привет": "Cyrillic",
+        "これはペンです": "Kana", "한국어": "Hangul", "12 / 4": "none", "": "none", "ማሽን": "other",
+    }  # fmt: skip
+    assert {text: name_script(text) for text in wanted} == wanted

@@ -32,14 +32,14 @@ FACTS: dict[str, Any] = {
         "letters": {"licence": "internal"}, "合同": {"licence": "MIT"}, "general": {"licence": "US public domain"},
     },
     "preferences": {"trained": 5, "held_out": 1},
-    "languages": {"letters": {"en": 90, "de": 4}, "合同": {"zh": 40}},
+    "languages": {"letters": {"Latin": 90, "Greek": 4}, "合同": {"Han": 40}},
     "duplicates": {"exact": {"rows": 0, "clusters": 0, "sizes": {}},
                    "near": {"rows": 3, "clusters": 2, "sizes": {"2": 1, "3": 1}}},
     "built": {"questions": {"builder": "question", "source": "letters", "documents": 9, "rows": 18}},
 }  # fmt: skip
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "repair": [{"source": "letters", "file": "a.txt", "line": 3, "before": "cafÃ© at noon", "after": "café at noon"}],
-    "redact": [{"source": "合同", "file": "b.docx", "line": 1, "before": "电话 [值]", "after": "电话 [CN_MOBILE_1]"}],
+    "redact": [{"source": "合同", "file": "b.docx", "line": 1, "after": "电话 [CN_MOBILE_1]"}],
     "decontaminate": [
         {"source": "title/train", "file": "a.txt", "line": 5, "before": f"as said: {SECRET}", "evaluation": "title/r7",
          "passage": SECRET, "reason": "shared with an evaluation row"}
