@@ -134,6 +134,7 @@ OPT_IN = (
 )
 
 PLACEHOLDER = re.compile(r"\[([A-Z_]+)_(\d+)\]")
+_SHORT = 64
 _ESCAPE = re.compile(r"\\u(?!005[cC])[0-9A-Fa-f]{4}|%40")
 _ODD = re.compile(r"[\u00a0\u00ad\u2000-\u200d\u2010-\u2015\u202f\u2060\u2212\u3000\ufeff\uff01-\uff5e]")
 _PLAIN = {
@@ -142,9 +143,8 @@ _PLAIN = {
     **dict.fromkeys([*range(0x2010, 0x2016), 0x2212], 0x2D),
 }
 """Full-width signs, odd spaces and odd hyphens as ASCII, one for one: a number written with them is the same number."""
-_KEY_WORD = re.compile(
-    r"(?i)pass|pwd|\bpw\b|authoriz|secret|token|key|credential|bearer|basic|密码|口令|暗号|密钥|秘钥|令牌"
-)
+_KEY_WORD = re.compile("pass|pwd|pw|authoriz|secret|token|key|credential|bearer|basic|密码|口令|暗号|密钥|秘钥|令牌")
+"""In small letters: four times as fast as a pattern that does not mind them."""
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _SIGNS: dict[str, Callable[[str], object]] = {
     "": _always,
@@ -154,7 +154,7 @@ _SIGNS: dict[str, Callable[[str], object]] = {
     "run": re.compile(r"[A-Za-z0-9_/+=.:~-]{18}").search,
     "user": re.compile(r"(?:-u|--user)[ =]?[\"']?[^\s:]{1,60}:").search,
     "url": lambda text: "://" in text,
-    "key word": _KEY_WORD.search,
+    "key word": lambda text: _KEY_WORD.search(text.lower()),
     "code": re.compile(r"(?i)(?<![A-Za-z0-9])[a-z]{2}\d\d[ -]?[a-z0-9]{4}").search,
     "number": re.compile(r"\d(?:[ ().\-/]{0,3}\d){6}|\d{5}|案号").search,
     "named code": re.compile(r"\d(?:[A-Za-z]{0,2}[-/. ]?\d){4}").search,
@@ -171,23 +171,31 @@ def find_personal(text: str, kinds: Iterable[str], label: str = "") -> list[Find
     `label` is the name of the column or key that the text stands under: it counts as a context word before the text.
     JSON's escapes (`\\u8eab`) and `%40` are read as what they mean: tool results and addresses of pages hold them.
     """
+    wanted = frozenset(kinds)
+    # Columns of categories repeat the same few short words a million times.
+    return list(_known(text, wanted, label)) if len(text) <= _SHORT else _findings(text, wanted, label)
+
+
+@lru_cache(8192)
+def _known(text: str, kinds: frozenset[str], label: str) -> tuple[Finding, ...]:
+    return tuple(_findings(text, kinds, label))
+
+
+def _findings(text: str, kinds: frozenset[str], label: str) -> list[Finding]:
     if _ESCAPE.search(text):
         text, places = _unescaped(text)
-        return [Finding(places[one.start], places[one.end], one.kind) for one in find_personal(text, kinds, label)]
+        return [Finding(places[one.start], places[one.end], one.kind) for one in _findings(text, kinds, label)]
     ahead = f"{label}: " if label else ""
     text = ahead + text
     if _ODD.search(text):
         text = text.translate(_PLAIN)
-    seen: dict[str, bool] = {}
+    recognisers = _chosen(kinds, tuple(sign for sign, search in _SIGNS.items() if search(text)))
+    if not recognisers:
+        return []
     found: list[Finding] = [Finding(0, len(ahead), "")] if ahead else []
     if "[" in text:
         found += [Finding(*match.span(), "") for match in PLACEHOLDER.finditer(text, len(ahead))]
-    for recogniser in _chosen(frozenset(kinds)):
-        sign = recogniser.sign
-        if sign not in seen:
-            seen[sign] = bool(_SIGNS[sign](text))
-        if not seen[sign]:
-            continue
+    for recogniser in recognisers:
         refused = "not" in recogniser.pattern.groupindex
         for match in recogniser.pattern.finditer(text):
             group = match.lastgroup if match.lastgroup and match.lastgroup.startswith("value") else 0
@@ -201,7 +209,9 @@ def find_personal(text: str, kinds: Iterable[str], label: str = "") -> list[Find
 
 def _unescaped(text: str) -> tuple[str, list[int]]:
     """The text without escapes, and for each of its places (the end too) the place in `text`."""
-    pieces, places, at = [], [], 0
+    pieces: list[str] = []
+    places: list[int] = []
+    at = 0
     for match in _ESCAPE.finditer(text):
         pieces += [text[at : match.start()], chr(int(match[0][-4:], 16)) if match[0][0] == "\\" else "@"]
         places += range(at, match.start() + 1)
@@ -213,6 +223,6 @@ def _start(finding: Finding) -> int:
     return finding.start
 
 
-@lru_cache
-def _chosen(kinds: frozenset[str]) -> tuple[Recogniser, ...]:
-    return tuple(recogniser for recogniser in (*RECOGNISERS, *OPT_IN) if recogniser.kind in kinds)
+@lru_cache(4096)
+def _chosen(kinds: frozenset[str], signs: tuple[str, ...]) -> tuple[Recogniser, ...]:
+    return tuple(one for one in (*RECOGNISERS, *OPT_IN) if one.kind in kinds and one.sign in signs)
