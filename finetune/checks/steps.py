@@ -97,6 +97,9 @@ def _check_mix(recipe: Recipe) -> Iterator[Problem]:
     mix = recipe.prepare.mix
     if mix is None:
         return
+    if recipe.prepare.think_share is not None:
+        rule = "cannot be had with prepare.think_share: each would undo the other's proportions"
+        yield Problem("prepare.mix", sorted(mix.weights), rule, "set one of the two to null")
     trained = [name for name, task in recipe.tasks.items() if task.train_rows]
     for name in mix.weights:
         if name not in trained:

@@ -62,7 +62,8 @@ class Entry:
     def check(self) -> None:
         rows_in, rows_out, dropped = self.rows_in + self.more.get("made", 0), self.rows_out, self.dropped
         assert rows_in == rows_out + dropped.total(), (self.step, self.source, rows_in, rows_out, dropped)
-        tokens_in, tokens_out = self.tokens_supervised_in or 0, self.tokens_supervised_out or 0
+        tokens_in = (self.tokens_supervised_in or 0) + self.more.get("tokens_made", 0)
+        tokens_out = self.tokens_supervised_out or 0
         lost = self.tokens_dropped.total()
         assert tokens_in == tokens_out + lost, (self.step, self.source, tokens_in, tokens_out, lost)
 

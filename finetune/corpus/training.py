@@ -158,13 +158,18 @@ def mix_tasks(job: Job, sides: Sides) -> None:
         if wanted <= count:
             over = np.zeros(len(found.alive), bool)
             over[places[wanted:]] = True
-            found.drop(job, "mix", "train", over, "over the weight of its task")
+            found.drop(job, "mix tasks", "train", over, "over the weight of its task")
             continue
+        before = again_tokens = int(found.supervised[places].sum())
         for at in range(count, wanted, count):
             again = np.zeros(len(found.alive), bool)
             again[places[: min(count, wanted - at)]] = True
             found.again.append(again)
-        job.ledger.record("mix", f"{name}/train", count, wanted, made=wanted - count, weight=weight)
+            again_tokens += int(found.supervised[again].sum())
+        job.ledger.record(
+            "mix tasks", f"{name}/train", count, wanted, tokens=(before, again_tokens), made=wanted - count,
+            tokens_made=again_tokens - before,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

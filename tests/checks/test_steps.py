@@ -104,3 +104,8 @@ def test_each_rule_names_its_key(case: str) -> None:
     changes, path, rule = CASES[case]
     problem = only(changes)
     assert (problem.path, rule in problem.rule) == (path, True), problem
+
+
+def test_two_ways_to_mix_exclude_each_other() -> None:
+    changes = {"prepare.mix": {"weights": {"fields": 1, "place": 1}}, "prepare.think_share": 0.5}
+    assert "cannot be had with" in {problem.path: problem.rule for problem in problems(changes)}["prepare.mix"]
