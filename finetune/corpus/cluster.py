@@ -7,6 +7,7 @@ files go and which are there already is `engine.work_off`'s, so the rows are tho
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -53,7 +54,10 @@ def hand_over(
     """
     executors = _executors()
     ranks = Ranks(home, enough, tuple(jobs.values()))
-    shared: dict[str, Any] = {"pipeline": [ranks], "tasks": len(jobs), "logging_dir": str(home / ".datatrove")}
+    # Beside the units and without a space: sbatch's directives and datatrove's own command end at one.
+    logs = home.with_name(f".{step.replace(' ', '-')}.datatrove")
+    shutil.rmtree(logs, ignore_errors=True)
+    shared: dict[str, Any] = {"pipeline": [ranks], "tasks": len(jobs), "logging_dir": str(logs)}
     if asked.engine == "datatrove":
         executors.LocalPipelineExecutor(workers=workers, **shared).run()
         wrong = _wrong(home)
@@ -64,14 +68,22 @@ def hand_over(
             "machine.prepare.engine", "slurm", "this is already a job of an array",
             "submit from outside of it, or machine.prepare.engine=local",
         )  # fmt: skip
-    name = f"finetune-{step.replace(' ', '-')}-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:8]}"
+    if " " in str(logs):
+        raise RecipeError.one(
+            "work", str(logs), "what is written into a script for Slurm may hold no space",
+            "set work= to a path without one, or machine.prepare.engine=local",
+        )  # fmt: skip
+    name = f"finetune{logs.name}-{hashlib.sha256(str(logs.resolve()).encode()).hexdigest()[:8]}"
     _slurm("scancel", "--name", name)  # jobs of a run that was killed
     try:
         executor = executors.SlurmPipelineExecutor(**shared, **slurm_settings(asked, name, workers))
         # Its last job adds up statistics that nobody reads, and waits for ever where a job of the array has failed.
         executor.launch_merge_stats = _nothing
-        executor.run()
-        yield from _await(step, list(jobs), home, name)
+        try:
+            executor.run()
+        except subprocess.CalledProcessError as error:  # it has said why on stderr
+            raise _refused("sbatch", "refuses the job, with the words above") from error
+        yield from _await(step, list(jobs), home, name, logs)
     finally:
         _slurm("scancel", "--name", name)
 
@@ -113,7 +125,9 @@ def _wrong(home: Path) -> dict[int, RecipeError]:
     }
 
 
-def _await(step: str, folders: list[Path], home: Path, name: str) -> Iterator[tuple[Path, RecipeError | None]]:
+def _await(
+    step: str, folders: list[Path], home: Path, name: str, logs: Path
+) -> Iterator[tuple[Path, RecipeError | None]]:
     missing = dict(enumerate(folders))
     gone = None
     while missing:
@@ -140,7 +154,7 @@ def _await(step: str, folders: list[Path], home: Path, name: str) -> Iterator[tu
             step,
             None,
             f"Slurm has ended, and {len(missing)} of {len(folders)} pieces are not there",
-            f"read {home / '.datatrove' / 'logs' / f'task_{rank:05d}.log'} and slurm_logs beside it; "
+            f"read {logs / 'logs' / f'task_{rank:05d}.log'} and slurm_logs in {logs}; "
             "the same command goes on with what is done",
         )
 
@@ -154,7 +168,9 @@ def _slurm(*words: str) -> str:
             "type the command on a machine of the cluster that submits jobs, or machine.prepare.engine=local",
         ) from error  # fmt: skip
     except subprocess.CalledProcessError as error:
-        raise RecipeError.one(
-            "machine.prepare.engine", "slurm", f"{words[0]} answers: {error.stderr.strip()}",
-            "mend it as your cluster's page says, or machine.prepare.engine=local",
-        ) from error  # fmt: skip
+        raise _refused(words[0], f"answers: {error.stderr.strip()}") from error
+
+
+def _refused(command: str, answer: str) -> RecipeError:
+    fix = "mend it as your cluster's page says, or machine.prepare.engine=local"
+    return RecipeError.one("machine.prepare.engine", "slurm", f"{command} {answer}", fix)

@@ -24,7 +24,7 @@ SLURM = Engine.of(
 
 def files(root: Path) -> dict[str, str]:
     """Without what the executor notes for itself."""
-    return {f"{path.name}/{name}": text for path in root.glob("*/[!.]*") for name, text in tree(path).items()}
+    return {f"{path.name}/{name}": text for path in root.glob("[!.]*/[!.]*") for name, text in tree(path).items()}
 
 
 @pytest.mark.slow
@@ -74,18 +74,27 @@ def test_slurms_jobs_write_what_one_process_writes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("finetune.corpus.cluster._POLL", 0.1)
     here, there = tmp_path / "here", tmp_path / "there"
     with pytest.raises(RecipeError, match="file 1:0"):
-        work_off("rows", range(2), partial(refuse, 1), scratch=there, engine=SLURM, say=quiet)
+        work_off("two words", range(2), partial(refuse, 1), scratch=there, engine=SLURM, say=quiet)
     script = (tmp_path / "script").read_text().splitlines()
     asked = {line.removeprefix("#SBATCH --") for line in script if line.startswith("#SBATCH")}
     assert asked >= {"partition=cpu", "time=00:10:00", "mem-per-cpu=3G", "account=law", "array=0-1%2"}
-    folders = work_off("rows", range(2), partial(double, None), scratch=there, engine=SLURM, say=quiet)
+    folders = work_off("two words", range(2), partial(double, None), scratch=there, engine=SLURM, say=quiet)
     assert "#SBATCH --array=0-0%1" in (tmp_path / "script").read_text(), "what is there is not submitted again"
     assert [(folder / "double").read_text() for folder in folders] == ["0", "2"]
-    work_off("rows", range(2), partial(double, None), scratch=here, engine=ONE, say=quiet)
+    work_off("two words", range(2), partial(double, None), scratch=here, engine=ONE, say=quiet)
     assert files(here) == files(there)
     names = {line for line in script if "--job-name" in line}
     cancelled = (tmp_path / "cancelled").read_text().splitlines()
     assert {f"#SBATCH --job-name={line.split()[1]}" for line in cancelled} == names
+
+
+def test_a_step_of_several_words_has_no_space_in_what_slurm_reads_and_a_work_folder_with_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    """sbatch called the rest of `measure general speeches` an invalid directive."""
+    for engine in (ONE, SLURM):
+        with pytest.raises(RecipeError, match=r"file 1:0|set work= to a path without one"):
+            work_off("two words", [1], partial(refuse, 1), scratch=tmp_path / "a b", engine=engine, say=quiet)
 
 
 def test_without_slurm_the_command_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
