@@ -25,8 +25,8 @@ CASES = {
         {"tasks.fields.train_rows": 0, "tasks.place.train_rows": 0}, "tasks", None, "train_rows above 0", "train_rows",
     ),
     # sources
-    "neither path nor wheel": (
-        {"sources.work_orders.path": None}, "sources.work_orders", None, "path or from a wheel", "path or sources.",
+    "no path, hub or wheel": (
+        {"sources.work_orders.path": None}, "sources.work_orders", None, "path, a hub or a wheel", "path, sources.",
     ),
     "missing file": (
         {"sources.work_orders.path": "work_order.csv"}, "sources.work_orders.path", "work_order.csv",
