@@ -27,12 +27,12 @@ def run(root: Path, name: str | None, to: Path) -> int:
     name = _named(name or _slug(root.resolve().name), to)
     folder = look(root)
     drafted = _with_one_task(draft(folder), root)
-    for line in describe(folder, drafted):
-        print(line)
     to.mkdir(parents=True, exist_ok=True)
     file = to / f"{name}.yaml"
-    with file.open("x", encoding="utf-8") as stream:
+    with file.open("x", encoding="utf-8") as stream:  # before anything is said: `| head` closes the pipe
         stream.write(write(name, folder, drafted))
+    for line in describe(folder, drafted):
+        print(line)
     here = f"recipe={name} --config-dir {to}"
     print(f"\nrecipe: {file}")
     print(f"next:   finetune prepare {here}  (then look at the datasheet)\n        finetune train {here}")

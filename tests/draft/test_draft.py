@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from finetune.checks import check
 from finetune.config import Recipe, load
 from finetune.config.data import placeholders
+from finetune.corpus.build import fill
 from finetune.draft import recipe as drafting
 from finetune.draft.folder import look
 from finetune.errors import RecipeError
+from scripts.domain_data.documents import write_pdf
 from tests.draft.made import mixed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +110,14 @@ def test_chinese_documents_make_a_chinese_recipe(tmp_path: Path) -> None:
     recipe = drafted(folder)
     assert recipe.language == "zh"
     assert recipe.tasks["md"].prompt == "{clause}\n标题："
+
+
+def test_documents_whose_parts_share_a_place_are_named_by_more(tmp_path: Path) -> None:
+    """Several clauses begin on one page of a PDF: file and page alone would name two rows alike."""
+    blocks = [("p", f"{number}.1 The borrower pays instalment {number} on the first day.") for number in range(1, 31)]
+    write_pdf(tmp_path / "docs" / "loan.pdf", "Loan", blocks)
+    (found,) = look(tmp_path / "docs").sources
+    assert len({fill(found.id, row) for row in found.rows}) == len(found.rows)
 
 
 def test_a_folder_without_anything_to_learn_is_answered_with_what_to_add(tmp_path: Path) -> None:
