@@ -180,6 +180,14 @@ def test_near_duplicates_across_the_split_are_found_whatever_differs(name: str) 
     assert near > 20
 
 
+def test_a_row_with_another_number_is_a_near_duplicate_all_the_same() -> None:
+    row = "A company that is registered shall within 30 days of its general meeting file the annual return."
+    planted = row.replace("30", "45")
+    index = EvaluationIndex(13)
+    index.add("test/1", [row], [row])
+    assert index.find([planted], [planted]) == ("test/1", "nearly the whole row")
+
+
 @pytest.mark.parametrize("name", CORPORA)
 def test_two_halves_of_a_clean_corpus_pass(name: str) -> None:
     """Beyond rows that share 13 words in a row, hardly any: one in a hundred, and those are the same statement."""
