@@ -179,6 +179,10 @@ class TeacherBuilder(FromSource):
         return value
 
     @property
+    def model(self) -> str:
+        return self.endpoint.partition("#")[2]
+
+    @property
     def gives(self) -> list[str]:
         return ["question", "answer"]
 

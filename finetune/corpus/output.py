@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.config.build import TeacherBuilder
 from finetune.corpus import datasheet, tokens
 from finetune.corpus.languages import WRITINGS
 from finetune.corpus.preferences import PREFERENCES
@@ -122,7 +123,8 @@ def _built(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, spec in job.plan.built.items():
         entry = job.ledger.entry("build", name)
         counts = {"rows": entry.rows_out, "documents": entry.more["documents"]}
-        yield name, {"builder": spec.builder, "source": spec.source, **counts}
+        builder = f"teacher:{spec.model}" if isinstance(spec, TeacherBuilder) else spec.builder
+        yield name, {"builder": builder, "source": spec.source, **counts}
 
 
 def _agree(job: Job, sides: Sides, facts: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def build(name: str, spec: TeacherBuilder, items: Sequence[Item], books: Path) -
 
     books: the folder of kept replies. Raises RecipeError when the server cannot be asked, and says how many are kept.
     """
-    address, _, model = spec.endpoint.partition("#")
+    address, model = spec.endpoint.partition("#")[0], spec.model
     bodies = [_body(spec, model, item) for item in items]
     replies = _ask(name, spec, address, model, bodies, books)
     for item, body in zip(items, bodies, strict=True):

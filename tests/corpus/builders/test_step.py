@@ -128,3 +128,4 @@ def test_a_teacher_sees_no_personal_data_and_its_rows_are_marked(acts) -> None:
     assert "ghp_" not in sent
     rows = [row for side in ("train", "valid", "test") for row in made.lines(f"{side}.jsonl") if row["task"] == "qa"]
     assert {row["builder"] for row in rows} == {"teacher:wise"}
+    assert made.facts["built"]["taught"]["builder"] == "teacher:wise"
