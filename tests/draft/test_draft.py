@@ -114,9 +114,11 @@ def test_chinese_documents_make_a_chinese_recipe(tmp_path: Path) -> None:
 
 def test_documents_whose_parts_share_a_place_are_named_by_more(tmp_path: Path) -> None:
     """Several clauses begin on one page of a PDF: file and page alone would name two rows alike."""
-    blocks = [("p", f"{number}.1 The borrower pays instalment {number} on the first day.") for number in range(1, 31)]
+    said = "The borrower pays this instalment on the first day of the month."
+    blocks = [block for number in range(1, 31) for block in (("h3", f"Article {number}"), ("p", said))]
     write_pdf(tmp_path / "docs" / "loan.pdf", "Loan", blocks)
     (found,) = look(tmp_path / "docs").sources
+    assert found.cut == "clause"
     assert len({fill(found.id, row) for row in found.rows}) == len(found.rows)
 
 
