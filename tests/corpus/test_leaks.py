@@ -4,6 +4,7 @@ Pains: good figures that are leakage (extract0#1, parameter-golf#2127, OpenRLHF#
 """
 
 import csv
+import itertools
 import json
 import pickle
 import random
@@ -11,14 +12,17 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_rows import articles, laws
 
+from finetune.config.prepare import Split
 from finetune.corpus.dedup import jaccard, shingles
 from finetune.corpus.leaks import EvaluationIndex, _best_place, words
+from finetune.corpus.split import side_of
 
 PASSAGE = (
     "the borrower shall repay the principal amount of the loan together with accrued interest in twelve equal monthly "
@@ -261,3 +265,30 @@ def distance(pattern: str, text: str, anywhere: bool) -> tuple[int, int]:
 @given(st.text("abc", min_size=1, max_size=12), st.text("abc", max_size=24), st.booleans())
 def test_distances_are_those_of_the_table(pattern: str, text: str, anywhere: bool) -> None:
     assert _best_place(pattern, text, anywhere) == distance(pattern, text, anywhere)
+
+
+def test_planted_copies_of_test_rows_are_left_out_of_training(corpus: Any) -> None:
+    """Through the whole stage: none of them is trained on, and the rejects name the row that each gives away."""
+    before = corpus.prepare()
+    orders = [json.loads(line) for line in (corpus.root / "orders.jsonl").read_text().splitlines()]
+    text_of = {order["order"]: order["text"] for order in orders}
+    tested = [row["id"].removeprefix("action/") for row in before.lines("test.jsonl")][:8]
+    machines = (f"planted {number}" for number in range(10**6))
+    trained = [name for name in itertools.islice(machines, 300) if side_of(name, 0, Split()) == "train"]
+    dresses = [*DRESSES.values(), lambda text, _: re.sub(r"(\w)(\w)(\w+)$", r"\1x\3", text.replace("de", "ed", 1))]
+    planted = [
+        {
+            "order": f"p{number}",
+            "machine": trained[number],
+            "text": dress(text_of[name], random.Random(0)),
+            "action": "go",
+        }
+        for number, (name, dress) in enumerate(itertools.product(tested, dresses))
+    ]
+    corpus.config["prepare"] = {"dedup": {"exact": False, "near": None}}
+    corpus.write_rows("orders.jsonl", [*orders, *planted])
+    after = corpus.prepare()
+    assert not [row["id"] for row in after.lines("train.jsonl") if row["id"].startswith("action/p")]
+    told = {row["id"]: row for row in after.lines("rejects.jsonl") if row["step"] == "decontaminate"}
+    assert len([name for name in told if name.startswith("action/p")]) == len(planted) > 40
+    assert all(row["detail"].startswith("action/") for row in told.values())
