@@ -6,14 +6,14 @@ file as a whole. The rows of a source are those of its pieces, one after the oth
 
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, get_args
 
 from finetune.config.data import Form, Format, Source
 from finetune.corpus import blocks, documents, forms, html, layout, logs, office, parquet, tables
-from finetune.corpus.finding import PACKED, capped, find_documents, find_files_of, kind_of, list_files
+from finetune.corpus.finding import PACKED, capped, find_documents, kind_of, list_files
 from finetune.corpus.obo import read_obo
 from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, SourceFile, bad, expanded, read_lines, read_text
 from finetune.corpus.tables import Found, Row
@@ -198,26 +198,6 @@ def _cut(name: str, kind: str, found: blocks.Blocks | BadInput, source: Source) 
     return [found] if isinstance(found, BadInput) else documents.cut_document(name, kind, found, source.cut)
 
 
-def read_sources(
-    sources: Mapping[str, Source], data_root: Path, needed: Mapping[str, Iterable[str]], workers: int = 0
-) -> dict[str, list[Row]]:
-    """The rows of every source, in the order of files and lines. RecipeError holds all problems of all files.
-
-    `needed` names, for each source, the columns that the recipe uses.
-    """
-    problems: list[Problem] = []
-    read: dict[str, list[Row]] = {name: [] for name in sources}
-    for name, source in sources.items():
-        for file in find_files_of(name, source, data_root, problems):
-            found, wrong = read_file(file, source, name)
-            read[name] += found
-            problems += wrong
-        problems += _missing_columns(name, read[name], sorted(set(needed.get(name, ()))))
-    if problems:
-        raise capped(problems)
-    return read
-
-
 def read_file(file: SourceFile, source: Source, source_name: str) -> tuple[list[Row], list[Problem]]:
     """The rows of one file and its problems."""
     wrong: list[BadInput] = []
@@ -251,14 +231,3 @@ def lacking(row: Row, needed: Iterable[str], source_name: str) -> BadInput | Non
     rule = f"the recipe uses this column of source {source_name}, and it is not here"
     fix = f"{hint}the columns are {', '.join(there)}"
     return bad(row["_file"], int(row["_line"]), "missing column", rule, fix, column)
-
-
-def _missing_columns(name: str, rows: Sequence[Row], needed: Sequence[str]) -> Iterable[Problem]:
-    """A column missing in a whole file is one problem; missing in some rows, one for each row."""
-    for column in needed:
-        without = [row for row in rows if column not in row]
-        by_file = {row["_file"]: row for row in reversed(without)}
-        full = {row["_file"] for row in rows if column in row}
-        for row in by_file.values() if not full else without:
-            if (wrong := lacking(row, [column], name)) is not None:
-                yield wrong.problem
