@@ -95,7 +95,7 @@ def _respaced(text: str) -> str:
 
 
 def _edited(text: str, random: Random) -> str:
-    """One letter changed or two swapped: of the character 5-grams of 100 characters at least 0.88 are shared."""
+    """One letter changed or two swapped: of 100 characters' 5-grams 0.88 or more are shared, if none comes twice."""
     place = random.randrange(8, len(text) - 1)
     put = random.choice((random.choice(_LETTERS), text[place + 1]))
     return text[:place] + put + (text[place] if put == text[place + 1] else text[place + 1]) + text[place + 2 :]
