@@ -95,8 +95,9 @@ class EvaluationIndex:
             said += "".join(found)
             self._known.update(found)
             for i in range(len(found) - self.n + 1):
-                self._ngrams.setdefault(tuple(found[i : i + self.n]), name)
-                self._starts.add(tuple(found[i : i + self._start]))
+                if gram := _gram_at(found, i, self.n):
+                    self._ngrams.setdefault(gram, name)
+                    self._starts.add(tuple(found[i : i + self._start]))
             if self.edited and len(found) >= self.n:
                 size = min(2 * self.n, len(found))
                 begins = [*range(0, len(found) - size, size), len(found) - size]
@@ -120,7 +121,7 @@ class EvaluationIndex:
             for i in range(len(found) - self.n + 1):
                 if tuple(found[i : i + self._start]) not in self._starts:
                     continue
-                if (gram := tuple(found[i : i + self.n])) in self._ngrams:
+                if (gram := _gram_at(found, i, self.n)) in self._ngrams:
                     return self._ngrams[gram], " ".join(gram)
         if not self._passages:
             return None
@@ -189,6 +190,15 @@ class EvaluationIndex:
             if passage.whole == whole and (shown := _repeats(passage, found, letters, self._known)):
                 return passage.row, shown
         return None
+
+
+def _gram_at(found: Sequence[str], at: int, n: int) -> tuple[str, ...]:
+    """`n` words in a row; twice as many where most are Chinese characters, two of which make a word. () at the end."""
+    gram = tuple(found[at : at + n])
+    if 2 * sum(_CJK.fullmatch(word) is not None for word in gram if not word.isascii()) <= n:
+        return gram
+    gram = tuple(found[at : at + 2 * n])
+    return gram if len(gram) == 2 * n else ()
 
 
 def _windows(found: Sequence[str], size: int) -> Iterator[tuple[int, int]]:

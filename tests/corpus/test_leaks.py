@@ -245,6 +245,17 @@ def test_an_index_finds_the_same_after_a_journey_to_a_worker() -> None:
     assert [there.find([text]) for text in [*planted, *others]] == [index.find([text]) for text in [*planted, *others]]
 
 
+def test_thirteen_words_are_twenty_six_chinese_characters() -> None:
+    """A name such as that of the Standing Committee is no passage; a clause is."""
+    text = "根据全国人民代表大会常务委员会的决定,用人单位应当自用工之日起一个月内与劳动者订立书面劳动合同。"
+    index = EvaluationIndex(13)
+    index.add("test/1", [text])
+    assert index.find(["全国人民代表大会常务委员会的报告应当公开。"]) is None
+    row, passage = index.find([f"第七条 {text[16:]}"]) or ("", "")
+    assert row == "test/1"
+    assert len(passage.split()) == 26
+
+
 def test_chinese_counts_characters() -> None:
     assert words("第12条 合同法") == ["第", "12", "条", "合", "同", "法"]
 
