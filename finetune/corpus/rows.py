@@ -157,7 +157,7 @@ class _Wrong:
         if self.stop:
             self._problems.append(wrong.problem)
         else:
-            reject = Reject(wrong.file, wrong.line, "", step, wrong.reason, wrong.problem.rule)
+            reject = Reject(self._hide([wrong.file]), wrong.line, "", step, wrong.reason, wrong.problem.rule)
             self._ledger.drop(step, self._source, reject)
 
     def out(
@@ -179,7 +179,7 @@ class _Wrong:
         for shown in tidied.samples.values():
             for number, *texts in shown:
                 before, after = (cut(self._hide([text])) for text in texts)
-                place = {"source": self._source, "file": piece.file.name, "line": number}
+                place = {"source": self._source, "file": self._hide([piece.file.name]), "line": number}
                 self._ledger.sample("layout", {**place, "before": before, "after": after})
 
     def tell(self) -> None:
