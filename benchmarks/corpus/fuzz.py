@@ -286,7 +286,8 @@ def main() -> int:
             counts.update(block[key])
     slowest = max(done, key=lambda block: block["slowest_s"])
     summary = {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(), "command": f"python benchmarks/corpus/fuzz.py --cases {options.cases}",
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "command": f"python benchmarks/corpus/fuzz.py --cases {options.cases}",
         "cases": options.cases, "crashes": 0, "peak_mib": max(block["peak_mib"] for block in done),
         "slowest_s": slowest["slowest_s"], "slowest_case": slowest["slowest_case"],
         **{key: dict(sorted(counts.items())) for key, counts in total.items()},
