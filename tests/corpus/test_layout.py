@@ -50,6 +50,10 @@ def test_a_heading_that_counts_up_with_its_page_stays() -> None:
     assert find_furniture(pages) == [set()] * 7
 
 
+def test_a_line_that_repeats_behind_one_that_does_not_stays() -> None:
+    assert find_furniture([[f"Part {n * n}", "Fill in all fields.", f"{n * 7} items"] for n in range(5)]) == [set()] * 5
+
+
 def test_two_pages_are_too_few_to_know_a_head_by() -> None:
     assert find_furniture([["Handbook", "one", "1"], ["Handbook", "two", "2"]]) == [set(), set()]
 
