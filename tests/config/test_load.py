@@ -65,9 +65,9 @@ def test_a_key_is_taken_out_with_a_tilde() -> None:
     assert load([*words, "~sft.trl.num_train_epochs"]).sft.epochs == 1
 
 
-def test_rows_are_never_split() -> None:
-    (problem,) = problems_of("recipe=maintenance", "prepare.length.policy=split")
-    assert "prepare.length.policy=split" in problem
+def test_rows_are_never_truncated() -> None:
+    (problem,) = problems_of("recipe=maintenance", "prepare.length.policy=truncate")
+    assert "prepare.length.policy=truncate" in problem
 
 
 def test_a_private_recipe_is_found_in_config_dir(tmp_path: Path) -> None:
