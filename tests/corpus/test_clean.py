@@ -51,8 +51,8 @@ def test_lengths_outside_the_filter_have_a_reason() -> None:
 
 
 def test_a_ledger_entry_that_does_not_add_up_is_our_mistake() -> None:
+    reject = Reject("f", 1, "i", "step", "why")
     with pytest.raises(AssertionError):
-        reject = Reject("f", 1, "i", "step", "why")
         Ledger(io.StringIO()).record("step", "source", rows_in=3, rows_out=1, rejects=[reject])
 
 
