@@ -126,7 +126,7 @@ def _proof(recipe: Recipe, length: int) -> int:
     compared = max(_compared(recipe, 1) + scores, _in_float32(recipe, together, length))
     # The checkpoint's own template and tokenizer are read beside the base's.
     second = TOKENIZER * a.vocab_size if recipe.machine.device == "cpu" else 0
-    return second + max(_held(recipe, "proof") + max(asked, compared), _merged(recipe, "proof") + compared)
+    return second + max(_held(recipe, "proof") + _together(recipe, asked, compared), _merged(recipe, "proof") + compared)
 
 
 def _bases(recipe: Recipe, length: int) -> int:
@@ -136,9 +136,11 @@ def _bases(recipe: Recipe, length: int) -> int:
     prompts = max(1, min(_BASES_PROMPTS, tested_rows(recipe), _BASES_TOKENS // (length + ANSWER_TOKENS)))
     asked = _generation(recipe, prompts * length, prompts, length, answer=ANSWER_TOKENS)
     compared = _in_float32(recipe, prompts, length)
-    if recipe.machine.device == "cpu":
-        compared += max(a.vocab_size * a.hidden_size, 3 * _largest(a)) * size
-    return _held(recipe, "bases") + max(asked, compared)
+    if recipe.machine.device == "cuda":
+        return _held(recipe, "bases") + max(asked, compared)
+    # One model stays for the whole stage, and glibc gives back nothing of what it leaves in the heap.
+    left = asked + min(_float32_layer(recipe, prompts, length), compared)
+    return _held(recipe, "bases") + left + compared + max(a.vocab_size * a.hidden_size, 3 * _largest(a)) * size
 
 
 def _export(recipe: Recipe, length: int) -> int:
@@ -180,26 +182,37 @@ def _unpacked(recipe: Recipe) -> int:
 def _in_float32(recipe: Recipe, together: int, length: int) -> int:
     """`together` answers behind their prompts through float32 layers, then logits; each matrix is widened by rows."""
     a, tokens = recipe.model.architecture, together * (length + ANSWER_TOKENS)
-    # The branch's product and its sum beside gate, up and the stream.
-    layer = tokens * _FP32 * (4 * a.intermediate_size + 2 * a.hidden_size)
-    widened = min(_WIDENED_ROWS, a.vocab_size) * a.hidden_size * _FP32
-    return max(layer, _compared(recipe, together) + tokens * a.hidden_size * _FP32) + widened
+    compared = _compared(recipe, together) + tokens * a.hidden_size * _FP32
+    widened = min(_WIDENED_ROWS, a.vocab_size) * a.hidden_size * _FP32 if _widens(recipe) else 0
+    return max(_float32_layer(recipe, together, length), compared) + widened
+
+
+def _float32_layer(recipe: Recipe, together: int, length: int) -> int:
+    """The branch's product and its sum beside gate, up and the stream."""
+    a = recipe.model.architecture
+    return together * (length + ANSWER_TOKENS) * _FP32 * (4 * a.intermediate_size + 2 * a.hidden_size)
+
+
+def _widens(recipe: Recipe) -> bool:
+    return DTYPE_BYTES[recipe.model.dtype] < _FP32
 
 
 def _compared(recipe: Recipe, together: int) -> int:
-    """Logits of parity.py. At most 512 positions are made at once: those before, parts of the head and their whole.
-    Then, answer by answer, the other model's are read, and of both there is float64 five times, twice of the last."""
+    """Logits of parity.py. At most 512 positions are made at once: those before, the whole, and where the head is
+    widened by rows, or read from the disk, its parts. Then, answer by answer, the other model's are read, and of both
+    there is float64 five times, twice of the last."""
     words = recipe.model.architecture.vocab_size
     made, answer = min(_LOGITS, together * ANSWER_TOKENS) * words * _FP32, ANSWER_TOKENS * words
+    made *= 3 if _widens(recipe) or recipe.method.bnb is not None else 2
     if recipe.machine.device == "cpu" and answer * _FP64 < _LARGEST_HEAP_BLOCK:
-        return 3 * made + answer * (_FP32 + 5 * _FP64)
-    return max(3 * made + answer * (_FP32 + 2 * _FP64), made + answer * (_FP32 + 5 * _FP64))
+        return made + answer * (_FP32 + 5 * _FP64)
+    return max(made + answer * (_FP32 + 2 * _FP64), made // 2 + answer * (_FP32 + 5 * _FP64))
 
 
 def _together(recipe: Recipe, first: int, second: int) -> int:
-    """Of two things that follow each other the larger, on a CPU both: most blocks of the first are below glibc's
-    largest threshold and stay in the heap."""
-    return first + second if recipe.machine.device == "cpu" else max(first, second)
+    """Of two things that follow each other the larger, on a CPU and half of the other: many of its blocks are below
+    glibc's largest threshold and stay in the heap, where the larger one does not find them in one piece."""
+    return max(first, second) + (min(first, second) // 2 if recipe.machine.device == "cpu" else 0)
 
 
 def _largest(a: Architecture) -> int:
