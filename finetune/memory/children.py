@@ -126,7 +126,8 @@ def _proof(recipe: Recipe, length: int) -> int:
     compared = max(_compared(recipe, 1) + scores, _in_float32(recipe, together, length))
     # The checkpoint's own template and tokenizer are read beside the base's.
     second = TOKENIZER * a.vocab_size if recipe.machine.device == "cpu" else 0
-    return second + max(_held(recipe, "proof") + _together(recipe, asked, compared), _merged(recipe, "proof") + compared)
+    own = _held(recipe, "proof") + _together(recipe, asked, compared)
+    return second + max(own, _merged(recipe, "proof") + compared)
 
 
 def _bases(recipe: Recipe, length: int) -> int:
