@@ -5,7 +5,7 @@ that look at all examples of a task.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from finetune.config.data import Task
-from finetune.corpus import conversations, dedup, store, tokens
+from finetune.corpus import conversations, dedup, keys, store, tokens
 from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, names_in, unmet
 from finetune.corpus.engine import work_off
 from finetune.corpus.ledger import Ledger, Reject
@@ -67,7 +67,7 @@ class Examples:
         return self.alive & (self.side == SIDES.index(side))
 
     def groups(self, which: store.Mask) -> int:
-        return len(np.unique(self.group[which]))
+        return len(keys.distinct(self.group[which]))
 
     def parts(self, which: store.Mask) -> Iterator[tuple[Path, store.Mask]]:
         """(folder, which of its examples) for each folder that has some of `which`."""
@@ -79,18 +79,18 @@ class Examples:
         for folder, mask in self.parts(which):
             yield from store.read(folder / EXAMPLES, mask, columns)
 
-    def rejects(self, gone: store.Mask, step: str, reason: str, details: list[str] | str = "") -> Iterator[Reject]:
-        at = 0
+    def rejects(
+        self, gone: store.Mask, step: str, reason: str, tokens: store.Array | None = None
+    ) -> Iterator[Reject]:
+        """`tokens` of each example are told as the detail of its reject."""
         for folder, mask in self.parts(gone):
-            count = int(mask.sum())
-            here = details if isinstance(details, str) else details[at : at + count]
             start = self.starts[self.folders.index(folder)]
-            lost = self.supervised[start : start + len(mask)][mask]
-            yield from store.rejects(folder / EXAMPLES, mask, step, reason, here, lost)
-            at += count
+            here = slice(start, start + len(mask))
+            details = "" if tokens is None else [f"{count} tokens" for count in tokens[here][mask].tolist()]
+            yield from store.rejects(folder / EXAMPLES, mask, step, reason, details, self.supervised[here][mask])
 
     def drop(
-        self, job: Job, step: str, side: Side, gone: store.Mask, reason: str, details: list[str] | str = ""
+        self, job: Job, step: str, side: Side, gone: store.Mask, reason: str, tokens: store.Array | None = None
     ) -> None:
         """Take these out and count them: an entry for each side of a task."""
         before = self.on(side)
@@ -98,7 +98,7 @@ class Examples:
         self.alive &= ~gone
         after = self.on(side)
         tokens_in, tokens_out = (int(self.supervised[which].sum()) for which in (before, after))
-        rejects = self.rejects(gone, step, reason, details)
+        rejects = self.rejects(gone, step, reason, tokens)
         label = f"{self.task}/{side}"
         job.ledger.record(step, label, int(before.sum()), int(after.sum()), rejects, (tokens_in, tokens_out))
 
@@ -174,7 +174,7 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
     columns = np.array(arrays, np.uint64).reshape(-1, 6).T
     np.savez(
         folder / "examples.npz", side=columns[0].astype(np.uint8), draw=np.array(draws), group=columns[1],
-        supervised=columns[2].astype(np.int64), longest=columns[3].astype(np.int32), said=columns[4:].T,
+        supervised=columns[2].astype(np.int32), longest=columns[3].astype(np.int32), said=columns[4:].T,
     )  # fmt: skip
     np.savez(folder / "answers.npz", answer=np.array(answers, np.uint64).reshape(-1, 2))
 
@@ -223,14 +223,23 @@ def _fitting(name: str, task: Task, given: Iterable[Tokenised], plan: Plan, ledg
             yield part(item, text, number)
 
 
-def find_labels(examples: Examples) -> set[int]:
+def find_labels(examples: Examples) -> keys.Keys:
     """Answer values (as keys) that more than one group gives: labels. Sharing one is what a task is about, no leak."""
-    (pairs,) = store.load(examples.folders, "answers", "answer")
-    values, groups = np.unique(np.unique(pairs, axis=0)[:, 0], return_counts=True)
-    return set(values[groups > 1].tolist())
+
+    def pairs() -> Iterator[store.Array]:
+        return store.each(examples.folders, "answers", "answer")
+
+    values = keys.repeated(keys.join(sum(map(len, pairs())), (found[:, 0] for found in pairs()))).values
+    least, most = np.full(len(values), np.iinfo(np.uint64).max, np.uint64), np.zeros(len(values), np.uint64)
+    for found in pairs():
+        found = found[keys.Keys(values).hold(found[:, 0])]
+        at = np.searchsorted(values, found[:, 0])
+        np.minimum.at(least, at, found[:, 1])
+        np.maximum.at(most, at, found[:, 1])
+    return keys.Keys(values[least != most])
 
 
-def compared(row: dict[str, list[str]], labels: Set[int]) -> tuple[list[str], list[str]]:
+def compared(row: dict[str, list[str]], labels: Container[int]) -> tuple[list[str], list[str]]:
     """(values of prompt and answer columns without labels, values of prompt columns): what is compared across sides."""
     answers = [value for value in row["answers"] if store.short_key(value) not in labels]
     return [*row["prompt"], *answers], row["prompt"]

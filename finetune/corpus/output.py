@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def write(
         **({"built": built} if (built := dict(_built(job))) else {}),
     }
     _agree(job, sides, facts)
-    lengths: dict[str, list[int]] = {side: one.lengths for side, one in written.items()}
+    lengths: dict[str, Sequence[int]] = {side: one.lengths for side, one in written.items()}
     ledger = job.ledger
     datasheet.write(out, facts=facts, settings=job.settings, ledger=ledger, lengths=lengths, samples=ledger.samples)
     for line in datasheet.headline(facts):

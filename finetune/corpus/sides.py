@@ -2,9 +2,10 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from finetune.artifacts import hash_file
 from finetune.config.data import Task, TextUse
 from finetune.config.prepare import Decontaminate
-from finetune.corpus import store
+from finetune.corpus import keys, store
 from finetune.corpus.build import fill
 from finetune.corpus.engine import work_off
 from finetune.corpus.examples import EXAMPLES, Examples, compared, find_labels
@@ -139,11 +140,11 @@ class Part:
 
 
 def _decontaminate(
-    job: Job, sides: Sides, side: Side, labels: Mapping[str, set[int]], evaluation: Evaluation
+    job: Job, sides: Sides, side: Side, labels: Mapping[str, keys.Keys], evaluation: Evaluation
 ) -> None:
     parts = [Part(name, side, folder) for name, found in sides.items() for folder, _ in found.parts(found.on(side))]
     for name, values in labels.items():
-        np.save(job.scratch / f"labels-{name}.npy", np.array(sorted(values), np.uint64))
+        np.save(job.scratch / f"labels-{name}.npy", values.values)
     work = partial(look_for_leaks, labels=job.scratch, evaluation=evaluation)
     folders = work_off(f"decontaminate {side}", parts, work, scratch=job.scratch, engine=job.engine, say=job.say)
     job.ledger.take_in(folders)
@@ -162,7 +163,7 @@ def _decontaminate(
 
 def look_for_leaks(part: Part, folder: Path, *, labels: Path, evaluation: Evaluation) -> None:
     """One unit of work: which examples of this side share nothing with an evaluation row."""
-    index, known = evaluation.index(), set(np.load(labels / f"labels-{part.task}.npy").tolist())
+    index, known = evaluation.index(), keys.Keys(np.load(labels / f"labels-{part.task}.npy"))
     with np.load(part.folder / "examples.npz") as arrays:
         mine, supervised = arrays["side"] == SIDES.index(part.side), arrays["supervised"]
     clean = np.ones(len(mine), bool)
@@ -228,6 +229,8 @@ def general_rows(job: Job, general: Iterable[tuple[str, store.Shard]]) -> Iterat
 
 
 _OTHER_SIDE, _EMPTY = -1, -2
+_MOST_WRONG = 1000
+"""Problems of one kind that are told at one time."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,8 @@ def check(job: Job, sides: Sides) -> None:
     problems: list[Problem] = _two_sides(sides)
     for name, found in sides.items():
         wrong: Iterator[Any] = found.chats(found.alive, "problems")
-        problems += [Problem(**one) for row in wrong if row["problems"] for one in json.loads(row["problems"])]
+        told = (Problem(**one) for row in wrong if row["problems"] for one in json.loads(row["problems"]))
+        problems += islice(told, _MOST_WRONG)
         if job.settings.tasks[name].train_rows and not found.on("train").any():
             problems.append(
                 Problem(f"tasks.{name}", "0 training rows", "every training row was dropped", "see rejects.jsonl")
@@ -309,22 +313,28 @@ def check(job: Job, sides: Sides) -> None:
 
 def _two_sides(sides: Sides) -> list[Problem]:
     """Rows of different sides that say the same, over all tasks."""
-    tasks = list(sides.values())
-    said = np.concatenate([store.load(found.folders, "examples", "said")[0][found.alive] for found in tasks])
-    side = np.concatenate([found.side[found.alive] for found in tasks])
-    group = np.concatenate([found.group[found.alive] for found in tasks])
-    pairs = np.unique(np.stack([group, side.astype(np.uint64)], axis=1), axis=0)
-    assert len(np.unique(pairs[:, 0])) == len(pairs), "a group lies on two sides"
-    order = np.lexsort((np.arange(len(side)), said[:, 1], said[:, 0]))
-    new = np.ones(len(order), bool)
-    new[1:] = (said[order][1:] != said[order][:-1]).any(axis=1)
-    first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
-    apart = side[order] != side[first]
-    if not apart.any():
+    groups = [keys.distinct(_joined(sides, side, _groups)).values for side in SIDES]
+    assert not len(keys.repeated(np.concatenate(groups))), "a group lies on two sides"
+    del groups
+    # Half of a key tells nearly all rows apart: only rows whose half stands on two sides are looked at.
+    halves = [keys.distinct(_joined(sides, side, _halves)).values for side in SIDES]
+    shared = keys.repeated(np.concatenate(halves))
+    del halves
+    if not len(shared):
         return []
-    places = [
-        f"{row['file']}:{row['line']}" for found in sides.values() for row in found.chats(found.alive, "file", "line")
-    ]
+    told = {name: np.concatenate([shared.hold(half) for half in _halves(found)]) for name, found in sides.items()}
+    told = {name: which & sides[name].alive for name, which in told.items()}
+    said = np.concatenate([
+        said[told[name][start : start + len(said)]]
+        for name, found in sides.items()
+        for start, said in zip(found.starts, store.each(found.folders, "examples", "said"), strict=False)
+    ])  # fmt: skip
+    side = np.concatenate([found.side[told[name]] for name, found in sides.items()])
+    first = keys.firsts(said)
+    apart = np.flatnonzero(side != side[first])[:_MOST_WRONG].tolist()
+    wanted = {*apart, *first[apart].tolist()}
+    rows: Iterator[Any] = (row for name, found in sides.items() for row in found.chats(told[name], "file", "line"))
+    places = {number: f"{row['file']}:{row['line']}" for number, row in enumerate(rows) if number in wanted}
     return [
         Problem(
             places[row],
@@ -332,5 +342,27 @@ def _two_sides(sides: Sides) -> list[Problem]:
             f"this {SIDES[side[row]]} row says the same as {SIDES[side[other]]} row {places[other]}",
             "set prepare.dedup.exact=true and prepare.decontaminate.ngram=13, or give both one group",
         )
-        for row, other in sorted(zip(order[apart].tolist(), first[apart].tolist(), strict=True))
+        for row, other in zip(apart, first[apart].tolist(), strict=True)
     ]
+
+
+def _groups(found: Examples) -> Iterator[store.Array]:
+    return (found.group[start:end] for start, end in pairwise(found.starts))
+
+
+def _halves(found: Examples) -> Iterator[store.Array]:
+    """Of each folder the first halves of the keys of what its examples say."""
+    return (said[:, 0] for said in store.each(found.folders, "examples", "said"))
+
+
+def _joined(sides: Sides, side: Side, parts: Callable[[Examples], Iterator[store.Array]]) -> store.Array:
+    """Keys of the examples on this side, over all tasks."""
+    on = {name: found.on(side) for name, found in sides.items()}
+    return keys.join(
+        sum(int(which.sum()) for which in on.values()),
+        (
+            part[on[name][start : start + len(part)]]
+            for name, found in sides.items()
+            for start, part in zip(found.starts, parts(found), strict=False)
+        ),
+    )

@@ -54,6 +54,10 @@ class Shard:
     def named(self) -> Array:
         return np.fromfile(self.folder / NAMED, np.uint64).reshape(-1, 4)
 
+    @property
+    def rows_named(self) -> int:
+        return (self.folder / NAMED).stat().st_size // 32
+
     def narrowed(self, keep: Mask, path: Path) -> "Shard":
         """The shard with only those of its rows for which `keep` holds; the mask is written to `path` (.npy)."""
         whole = self.mask()
@@ -207,11 +211,14 @@ def short_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def load(folders: Iterable[Path], name: str, *arrays: str) -> list[Array]:
+def load(folders: Sequence[Path], name: str, *arrays: str) -> list[Array]:
     """Arrays of `name`.npz of all folders, each joined in order."""
-    found: list[list[Array]] = [[] for _ in arrays]
+    # One array after the other: what is held twice while it is joined is one of them only.
+    return [np.concatenate(list(each(folders, name, array))) for array in arrays]
+
+
+def each(folders: Iterable[Path], name: str, array: str) -> Iterator[Array]:
+    """One array of `name`.npz of each folder."""
     for folder in folders:
         with np.load(folder / f"{name}.npz") as file:
-            for joined, array in zip(found, arrays, strict=True):
-                joined.append(file[array])
-    return [np.concatenate(joined) for joined in found]
+            yield file[array]

@@ -1,5 +1,6 @@
 """From examples and texts to token rows, the length policy, and the parquet files that training reads."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ def add_row(table: Table, row: TokenRow, example: int) -> None:
 class Written:
     """What a file of token rows holds."""
 
-    lengths: list[int] = field(default_factory=list)
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))
     supervised: int = 0
     modes: Counter[str] = field(default_factory=Counter)
     replay: Counter[str] = field(default_factory=Counter)
@@ -108,7 +109,7 @@ class Written:
 
     def add(self, batch: pa.RecordBatch) -> None:
         lengths = batch["length"].to_pylist()
-        self.lengths += lengths
+        self.lengths.extend(lengths)
         self.supervised += sum(batch["supervised"].to_pylist())
         self.modes.update(batch["mode"].to_pylist())
         replay = [n for n, task in zip(lengths, batch["task"].to_pylist(), strict=True) if task == "replay"]

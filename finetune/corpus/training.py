@@ -35,10 +35,8 @@ def fit_length(job: Job, sides: Sides) -> None:
     for found in sides.values():
         for side in SIDES:
             long = found.on(side) & (found.longest > limit)
-            lengths = [str(length) for length in found.longest[long].tolist()]
             if policy == "drop":
-                details = [f"{length} tokens" for length in lengths]
-                found.drop(job, "length", side, long, "over max_length", details)
+                found.drop(job, "length", side, long, "over max_length", found.longest)
                 continue
             found.drop(job, "length", side, np.zeros_like(long), "over max_length")
             rows = found.chats(long, "file", "line")
@@ -49,7 +47,7 @@ def fit_length(job: Job, sides: Sides) -> None:
                     f"a row has at most sft.max_length={limit}",
                     f"set sft.max_length={length}, or {other}",
                 )
-                for length, row in zip(lengths, rows, strict=True)
+                for length, row in zip(found.longest[long].tolist(), rows, strict=True)
             ]
     job.refuse(problems)
 

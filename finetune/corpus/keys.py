@@ -1,0 +1,70 @@
+"""Sorted arrays of 64-bit keys, where sets of Python numbers would take ten times their memory."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+_TOGETHER = 1 << 17
+"""Keys that are looked up at a time: what is found of them takes eight bytes each."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A set of keys: `values` are sorted, each stands once."""
+
+    values: Array
+
+    def __contains__(self, key: object) -> bool:
+        at = int(np.searchsorted(self.values, np.uint64(key))) if isinstance(key, int) else len(self.values)
+        return at < len(self.values) and int(self.values[at]) == key
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def hold(self, keys: Array) -> npt.NDArray[np.bool_]:
+        """Which of these keys are in the set."""
+        found = np.zeros(len(keys), bool)
+        for begin in range(0, len(keys) if len(self) else 0, _TOGETHER):
+            part = keys[begin : begin + _TOGETHER]
+            at = np.minimum(np.searchsorted(self.values, part), len(self.values) - 1)
+            found[begin : begin + _TOGETHER] = self.values[at] == part
+        return found
+
+
+def join(size: int, parts: Iterable[Array]) -> Array:
+    """These keys, `size` in all, in one array; the parts are not held together."""
+    joined = np.empty(size, np.uint64)
+    at = 0
+    for part in parts:
+        joined[at : at + len(part)] = part
+        at += len(part)
+    assert at == size, f"{at} keys, not {size}"
+    return joined
+
+
+def distinct(keys: Array) -> Keys:
+    """Each key once. `keys` themselves are sorted in place."""
+    keys.sort()
+    new = np.ones(len(keys), bool)
+    np.not_equal(keys[1:], keys[:-1], out=new[1:])
+    return Keys(keys[new])
+
+
+def repeated(keys: Array) -> Keys:
+    """The keys that stand more than once. `keys` themselves are sorted in place."""
+    keys.sort()
+    return distinct(keys[1:][keys[1:] == keys[:-1]])
+
+
+def firsts(keys: Array) -> Array:
+    """For each row of (rows, 2) keys the position of the first row that equals it."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal ones the first comes first
+    new = np.ones(len(order), bool)
+    new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    found = np.empty(len(order), np.int64)
+    found[order] = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    return found
