@@ -173,13 +173,14 @@ def _changed(runs: Sequence[Run], number: int, privacy: str) -> list[dict[str, A
     for task in first.answers:
         mine, theirs = first.answers[task], other.answers.get(task, {})
         shared = [row for row in mine if row in theirs and mine[row].gold_mark == theirs[row].gold_mark]
+        places = {row: place for place, row in enumerate(mine, 1)}
         rows = [row for row in shared if mine[row].text_mark != theirs[row].text_mark]
         if not shared:
             continue
         moved = dict.fromkeys(("gained", "lost", "even"), 0)
         for row in rows:
             moved[_moved(mine[row].score, theirs[row].score)] += 1
-        shown = [] if privacy == "none" else [_row(mine[row], theirs[row], privacy) for row in rows]
+        shown = [] if privacy == "none" else [_row(places[row], mine[row], theirs[row], privacy) for row in rows]
         found.append({"run": number, "task": task, "shared": len(shared), "changed": len(rows), **moved, "rows": shown})
     return found
 
@@ -188,12 +189,12 @@ def _moved(before: float, after: float) -> str:
     return "even" if abs(after - before) <= _EVEN else "gained" if after > before else "lost"
 
 
-def _row(mine: Answer, theirs: Answer, privacy: str) -> dict[str, Any]:
+def _row(place: int, mine: Answer, theirs: Answer, privacy: str) -> dict[str, Any]:
     texts = [mine.gold, mine.text, theirs.text]
     if privacy == "redacted":
         texts, _ = redact_texts(texts, sorted({recogniser.kind for recogniser in RECOGNISERS}))
     return {
-        "id": mine.id, "moved": _moved(mine.score, theirs.score), "gold": texts[0], "first": texts[1],
+        "id": mine.id, "number": place, "moved": _moved(mine.score, theirs.score), "gold": texts[0], "first": texts[1],
         "other": texts[2], "scores": [mine.score, theirs.score],
     }
 

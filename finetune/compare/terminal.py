@@ -121,7 +121,8 @@ def _answers(console: Console, facts: Mapping[str, Any], heads: Sequence[str]) -
         ))  # fmt: skip
         chosen = sorted(entry["rows"], key=lambda row: row["moved"] == "even")[:_ROWS]
         for row in chosen:
-            console.print(Text.assemble("  ", visible(row["id"]), "  ", (row["moved"], _MOVED[row["moved"]])))
+            place = f"  row {figures.count(row['number'])}  "
+            console.print(Text.assemble(place, (row["moved"], _MOVED[row["moved"]])))
             for head, text in (("gold", row["gold"]), (heads[0], row["first"]), (other, row["other"])):
                 line = Text(f"    {head:<5} {visible(' '.join(text.split()))}")
                 console.print(line, overflow="ellipsis", no_wrap=True)

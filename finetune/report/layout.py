@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from finetune.report import figures
-from finetune.report.samples import OUTCOMES
+from finetune.report.samples import OUTCOMES, numbered, shown_id
 from finetune.report.strings import translated, words
 from finetune.report.verdict import CLASSIC, metric_name
 
@@ -47,6 +47,7 @@ def environment(facts: Mapping[str, Any]) -> Environment:
     """Templates in which every value is escaped (not in Markdown) and a missing name is an error; with what page and
     REPORT.md both say of `facts`."""
     t = words(facts["language"])
+    places = numbered(facts["samples"])
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(enabled_extensions=(), disabled_extensions=("md.jinja",), default=True),
@@ -66,6 +67,7 @@ def environment(facts: Mapping[str, Any]) -> Environment:
     made.globals.update(
         worst_change=worst_change, best_score=best_score, gate_rule=gate_rule, terms=TERMS, code_line=code_line,
         rows_of=rows_of, detail_rows=lambda task: detail_rows(task, t), f=facts, t=t, systems=systems(facts),
+        row_name=lambda name: row_name(name, places, facts, t), row_id=lambda name: shown_id(name, facts["privacy"]),
         sections=sections(facts), codes=made_by(facts), notes=honest_notes(facts), mode_rows=mode_rows(facts),
         metric=lambda name: metric_name(name, facts["language"]), unusual=spikes(facts),
         outcomes=list(OUTCOMES), titles_of={task["name"]: task["title"] for task in facts["tasks"]},
@@ -108,6 +110,18 @@ def code_line(code: Mapping[str, Any] | None, t: Mapping[str, Any]) -> str:
         return str(t["again"]["unknown"])
     spelling = "no_commit" if not code["commit"] else "dirty" if code["dirty"] else "commit"
     return str(t["again"][spelling].format(version=code["version"], commit=code["commit"]))
+
+
+def row_name(
+    name: str, places: Mapping[str, tuple[str, int]], facts: Mapping[str, Any], t: Mapping[str, Any]
+) -> str:
+    """What a reader calls the row `name` by: the title of its task and, of an evaluation row that report.json holds,
+    its place among the rows of that task."""
+    titles = {task["name"]: task["title"] for task in facts["tasks"]}
+    if name in places:
+        task, number = places[name]
+        return str(t["answers"]["row"].format(title=titles[task], number=figures.count(number)))
+    return str(titles.get(name.partition("/")[0], t["answers"]["other_row"]))
 
 
 def rows_of(task: Mapping[str, Any], t: Mapping[str, Any]) -> str:

@@ -7,11 +7,13 @@
     "score_base_zero_shot", "score_base_few_shot", "score_tuned", "outcome"];
   const PAGE = matchMedia("(max-width: 639px)").matches ? 5 : 10, LONG_PROMPT = 280, MOST_WORDS = 600;
   const byId = (id) => document.getElementById(id);
+  const places = {};
   const strings = JSON.parse(byId("strings").textContent);
   const bytes = Uint8Array.from(atob(packed.textContent), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const rows = (await new Response(stream).json()).map((values) => {
     const row = Object.fromEntries(FIELDS.map((field, at) => [field, values[at]]));
+    row.place = places[row.task] = (places[row.task] ?? 0) + 1;
     row.before = row.base_few_shot ?? row.base_zero_shot;
     row.score_before = row.base_few_shot === null ? row.score_base_zero_shot : row.score_base_few_shot;
     row.text = [row.id, row.prompt, row.gold, row.before, row.tuned].join("\n").toLowerCase();
@@ -75,7 +77,9 @@
     const find = (selector) => item.querySelector(selector);
     find(".outcome").textContent = strings.outcome[row.outcome];
     find(".outcome").classList.add(row.outcome);
-    find(".where").textContent = `${strings.tasks[row.task] ?? row.task} · ${row.id}`;
+    find(".where").textContent = strings.row.replace("{number}", number(row.place))
+      .replace("{title}", () => strings.tasks[row.task] ?? row.task);
+    find(".ids code").textContent = row.id;
     const prompt = find(".prompt");
     if (row.prompt.length > LONG_PROMPT) {
       const details = document.createElement("details"), summary = document.createElement("summary");

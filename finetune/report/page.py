@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from finetune.report import heat, plots
+from finetune.report import heat, plots, samples
 from finetune.report.layout import TRAINING, environment
 from finetune.report.verdict import CLASSIC, main_task
 
@@ -26,7 +26,9 @@ _PACKED_LIMIT = 8_000_000  # bytes of packed answers; with plots and text the pa
 def render(facts: Mapping[str, Any]) -> str:
     """The page. The same facts give the same bytes."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    packed, shown = pack_samples(facts["samples"])
+    packed, shown = pack_samples(
+        [{**row, "id": samples.shown_id(row["id"], facts["privacy"])} for row in facts["samples"]]
+    )
     template = environment(facts).get_template("page.html.jinja")
     return template.render(
         main=main_task(facts["tasks"]),
@@ -43,13 +45,13 @@ def render(facts: Mapping[str, Any]) -> str:
     )
 
 
-def pack_samples(samples: Sequence[Mapping[str, Any]], limit: int = _PACKED_LIMIT) -> tuple[str, int]:
+def pack_samples(shown: Sequence[Mapping[str, Any]], limit: int = _PACKED_LIMIT) -> tuple[str, int]:
     """(rows as base64 of deflated JSON, number of rows in it): as many rows from the front as fit into `limit`.
 
     10,000 rows of plain JSON are larger than a page may be; deflated they are a fifth. Every browser since 2023
     inflates them itself.
     """
-    rows = [[row.get(field) for field in SAMPLE_FIELDS] for row in samples]
+    rows = [[row.get(field) for field in SAMPLE_FIELDS] for row in shown]
     while True:
         text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
         packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()

@@ -13,6 +13,7 @@ SHOWN = ("base_zero_shot", "base_few_shot", "tuned")
 OUTCOMES = ("learned", "lost", "same", "wrong")
 RIGHT = 0.5
 _EVEN = 1e-9
+_KINDS = sorted({recogniser.kind for recogniser in RECOGNISERS})
 Outcome = Literal["learned", "lost", "same", "wrong"]
 
 
@@ -62,13 +63,32 @@ def show(rows: Sequence[Mapping[str, Any]], privacy: str) -> list[dict[str, Any]
         return []
     if privacy == "full":
         return [dict(row) for row in rows]
-    kinds = sorted({recogniser.kind for recogniser in RECOGNISERS})
     shown = []
     for row in rows:
         names = [name for name in ("prompt", "gold", *SHOWN) if row.get(name) is not None]
-        texts, _ = redact_texts([str(row[name]) for name in names], kinds)
+        texts, _ = redact_texts([str(row[name]) for name in names], _KINDS)
         shown.append({**row, **dict(zip(names, texts, strict=True))})
     return shown
+
+
+def numbered(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
+    """Id of a row -> (its task, its place among the rows of that task, from 1): what a reader calls it by.
+
+    Ids hold file names, columns of a document or hashes of them, and say nothing to who does not have the documents.
+    """
+    counts: Counter[str] = Counter()
+    found = {}
+    for row in rows:
+        counts[row["task"]] += 1
+        found[row["id"]] = (row["task"], counts[row["task"]])
+    return found
+
+
+def shown_id(name: str, privacy: str) -> str | None:
+    """The id of a row as `privacy.samples` lets a reader see it: None, without personal data, or as it is."""
+    if privacy == "none":
+        return None
+    return name if privacy == "full" else redact_texts([name], _KINDS)[0][0]
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -39,6 +39,11 @@ def test_the_page_is_accessible_and_draws_plots(visit: Visit, facts: dict[str, A
     said = page.locator("main").inner_text()
     assert "80 rows of the same id have different gold answers" in said
     assert "12 of 80 answers changed: 12 gained, 0 lost" in said
+    page.locator("#answers details summary").first.click()
+    first = page.locator(".changed .row").first
+    assert "row 9" in first.inner_text()
+    assert "parts/r8" not in first.inner_text()
+    assert first.locator(".ids code").text_content() == "parts/r8"
 
 
 def test_text_of_a_run_never_becomes_markup(visit: Visit, facts: dict[str, Any]) -> None:

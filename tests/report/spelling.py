@@ -55,6 +55,9 @@ def derived(facts: dict[str, Any]) -> list[float]:
         found += [sum(row["rows_out"] for row in rows), sum(sum(row["dropped"].values()) for row in rows)]
     if at := facts["parity"].get("kl_max_at"):
         found.append(at["position"] + 1)
+    named = [at, *(one for task in facts["tasks"] for one in (task.get("contamination") or {}).get("overlap", ()))]
+    for one in filter(None, named):
+        found += [place + 1 for place, row in enumerate(facts["samples"]) if row["id"] == one["id"]]
     return [float(value) for value in found]
 
 

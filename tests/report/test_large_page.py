@@ -37,8 +37,11 @@ def test_search_and_filter_find_among_all_rows(browser: Browser, tmp_path: Path)
     page.goto(file.as_uri())
     page.wait_for_function("() => document.documentElement.dataset.ready === 'yes'")
     last = facts["samples"][-1]
+    place = sum(row["task"] == last["task"] for row in facts["samples"])
     page.fill("#query", last["prompt"][:40].upper())
-    assert page.locator(".row .where").all_inner_texts() == [f"Article to marginal title · {last['id']}"]
+    assert page.locator(".row .where").all_inner_texts() == [f"Article to marginal title · row {place:,}"]
+    page.fill("#query", last["id"])
+    assert page.locator(".row .ids code").first.text_content() == last["id"], "a row is found by the id in report.json"
     page.fill("#query", "")
     for outcome, count in facts["outcomes"]["title"].items():
         page.locator(f".pills label:has([value={outcome}])").click()

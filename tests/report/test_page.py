@@ -167,9 +167,34 @@ def test_search_and_filter_find_rows(visit: Visit) -> None:
     assert set(page.locator(".row .outcome").all_inner_texts()) == {"lost"}
     page.locator(".pills label:has([value=''])").click()
     page.fill("#query", "ARTICLE 17.")
-    assert page.locator(".row .where").all_inner_texts() == ["Article to marginal title · articles:17"]
+    assert page.locator(".row .where").all_inner_texts() == ["Article to marginal title · row 18"]
     page.fill("#query", "nowhere to be found")
     assert page.locator("#showing").inner_text() == "No row matches."
+
+
+@pytest.mark.parametrize(("language", "called"), [("en", "row 4, token 5"), ("zh", "第 4 行，回答的第 5 个词元")])
+def test_a_row_is_called_by_task_and_number_and_its_id_waits_where_it_is_asked_for(
+    visit: Visit, language: str, called: str
+) -> None:
+    page = visit(rendered(language))
+    assert called in page.locator("#parity").inner_text()
+    assert "articles:" not in page.locator("main").inner_text(), "an id means nothing to who has no documents"
+    page.locator("#parity details.ids summary").click()
+    assert "articles:3" in page.locator("#parity").inner_text()
+
+
+def test_the_id_of_a_row_is_shown_as_far_as_its_text_is(visit: Visit) -> None:
+    name = "title/jo@firm.example"
+    for privacy, told in {"full": [name], "redacted": ["title/[EMAIL_1]"], "none": []}.items():
+        facts = make_facts()
+        facts["privacy"] = privacy
+        facts["samples"] = [] if privacy == "none" else [{**facts["samples"][0], "id": name}]
+        facts["parity"]["kl_max_at"] = {"id": name, "position": 4}
+        html = report.render(facts)
+        assert (name in html) == (privacy == "full")
+        page = visit(html, wait=privacy != "none")
+        assert page.locator("#parity .ids code").all_text_contents() == told
+        assert page.locator(".row .ids code").all_text_contents() == told
 
 
 def test_rows_can_be_turned_with_the_keyboard_alone(visit: Visit) -> None:
