@@ -5,6 +5,10 @@ cleaned (Brown et al. 2020, appendix C). And one that repeats an evaluation row'
 words of it, with up to a tenth of it edited: such copies keep the scores up and pass under every check for equal words
 (Yang et al. 2023, arXiv:2311.04850). For the second rule texts are compared without their spaces: rare n-grams of
 characters propose, the edit distance of the best place (Sellers 1980, in bits: Myers 1999) and the words decide.
+
+`score/contamination.py` looks the other way and stays apart: here one evaluation row is enough to drop a training row,
+and what matters is that none gets through in disguise; there every test row is told how much of it training gave away.
+Both cut texts by `words`.
 """
 
 import re

@@ -2,6 +2,9 @@
 
 PREPARE drops training rows that share 13 words in a row with an evaluation row. This is the check afterwards, on what
 was really trained on and with a shorter passage, so that a report can say how many test rows are touched and by what.
+
+Not an `EvaluationIndex`: that holds the values that fill the templates, where only finished conversations are left
+here, and stops at the first evaluation row that a training row repeats. Both cut texts by `words`.
 """
 
 import json
