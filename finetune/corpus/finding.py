@@ -116,7 +116,12 @@ def find_files_of(
                 _nearby(data_root / source.path) or "correct the path, or set data_root",
             )
         )
-    return [SourceFile(Path(os.path.relpath(path, data_root)).as_posix(), path) for path in paths]
+    found = [SourceFile(Path(os.path.relpath(path, data_root)).as_posix(), path) for path in paths]
+    for file in found:
+        shown = os.fsencode(file.name).decode("utf-8", "backslashreplace")
+        if shown != file.name:
+            problems.append(Problem(where, shown, "the name of this file is not UTF-8", "rename it"))
+    return found
 
 
 def _nearby(wanted: Path) -> str | None:

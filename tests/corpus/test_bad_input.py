@@ -55,6 +55,15 @@ def test_a_glob_that_matches_nothing_is_missing_too(corpus: Any) -> None:
     assert the_problem(corpus).path == "sources.orders.path"
 
 
+def test_a_file_name_that_is_not_utf_8_is_told_and_no_traceback(corpus: Any) -> None:
+    """As out of an old zip: `café.csv` in Latin-1."""
+    (corpus.root / "old").mkdir()
+    Path(os.fsdecode(os.fsencode(corpus.root) + b"/old/caf\xe9.csv")).write_text(HEADER + LINE)
+    corpus.config["sources"]["orders"]["path"] = "old"
+    problem = the_problem(corpus)
+    assert (problem.value, problem.fix) == ("old/caf\\xe9.csv", "rename it")
+
+
 def test_all_missing_files_are_told_at_once(corpus: Any) -> None:
     for source in corpus.config["sources"].values():
         source["path"] = "nowhere.csv"
