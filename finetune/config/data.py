@@ -24,12 +24,23 @@ def find_files(root: Path, path: str) -> list[Path]:
     """The files that a source's path (file, glob or folder, below `root` or absolute) stands for, sorted."""
     wanted = root / path
     if wanted.is_dir():
-        return [file for file in sorted(wanted.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        found = (file for file in sorted(wanted.rglob("*")) if file.is_file())
+        return [file for file in found if not any(map(_is_hidden, file.relative_to(wanted).parts))]
     if wanted.is_file():
         return [wanted]
-    # Path.glob takes no pattern that is absolute or leaves its root, and a recipe may say ../general/*.jsonl
-    matches = sorted(glob.glob(str(wanted), recursive=True))  # noqa: PTH207
-    return [file for file in map(Path, matches) if file.is_file()]
+    # Path.glob takes no pattern that is absolute or leaves its root, and a recipe may say ../general/*.jsonl. It finds
+    # nothing hidden that the pattern does not name. The root is no pattern, whatever brackets are in its name.
+    matches = sorted(glob.glob(path, root_dir=root, recursive=True))  # noqa: PTH207
+    return [file for file in (root / match for match in matches) if file.is_file() and not _is_lock(file.name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or _is_lock(name)
+
+
+def _is_lock(name: str) -> bool:
+    """Whether Word wrote it beside a document that is open: an owner's name, no document."""
+    return name.startswith("~$")
 
 
 class Cut(Section):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.data import Cut, Source
+from finetune.config.data import Cut, Source, find_files
 from finetune.corpus.read import SourceFile, read_file
 
 MARKDOWN = (
@@ -144,3 +144,22 @@ def test_a_pattern_gives_its_groups_with_the_line_they_start_at(tmp_path: Path) 
 
 def test_another_encoding_is_read_when_the_recipe_names_it(tmp_path: Path) -> None:
     assert read(tmp_path, "a.csv", "名\n更换\n".encode("gb18030"), encoding="gb18030")[0]["名"] == "更换"
+
+
+def test_hidden_folders_and_lock_files_enter_the_corpus_neither_by_folder_nor_by_glob(tmp_path: Path) -> None:
+    hidden = (".git/a.csv", "in/.ipynb_checkpoints/a.csv", "in/.a.csv", "in/~$a.csv")
+    for name in (*hidden, "a.csv", "in/b.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a\n")
+    wanted = [tmp_path / "a.csv", tmp_path / "in/b.csv"]
+    assert find_files(tmp_path, ".") == find_files(tmp_path, "**/*") == wanted
+    assert find_files(tmp_path / ".git", ".") == [tmp_path / ".git/a.csv"], "the folder itself may be called so"
+
+
+def test_a_data_root_with_brackets_reads_its_own_files_and_not_a_neighbours(tmp_path: Path) -> None:
+    for folder in ("run[1]", "run1"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.csv").write_text("a\n")
+    root = tmp_path / "run[1]"
+    assert find_files(root, "*.csv") == [root / "a.csv"]
+    assert find_files(root, str(tmp_path / "run1/*.csv")) == [tmp_path / "run1/a.csv"]
