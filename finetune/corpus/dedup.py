@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.corpus.keys import distinct, repeated
+
 _SHINGLE = 5
 _PERMUTATIONS = 128
 _RECALL = 0.9995
@@ -128,14 +130,18 @@ def _windows(clean: Sequence[str], kind: type[np.unsignedinteger[Any]]) -> tuple
 
 def find_exact(rows: Array) -> Found:
     """Every row of KEY or SKETCH whose normalised text a better one has: the longest as written, then the first."""
-    first, second = rows["key"][:, 0], rows["key"][:, 1]
-    order = np.lexsort((-rows["length"].astype(np.int64), second, first))
+    # Half of a key tells nearly all rows apart: only those where it does not are sorted by all of it.
+    halves: Array = rows["key"][:, 0]
+    left = np.flatnonzero(repeated(np.array(halves)).hold(halves))
+    some = rows[left]
+    first, second = some["key"][:, 0], some["key"][:, 1]
+    order = np.lexsort((-some["length"].astype(np.int64), second, first))
     new = np.ones(len(order), bool)
     new[1:] = (np.diff(first[order]) != 0) | (np.diff(second[order]) != 0)
     kept = order[new][np.cumsum(new) - 1]
     dropped, stands = order[~new], kept[~new]
     by_place = np.argsort(dropped)
-    return Found(dropped[by_place], stands[by_place], np.ones(len(dropped)))
+    return Found(left[dropped[by_place]], left[stands[by_place]], np.ones(len(dropped)))
 
 
 def find_near(rows: Array, threshold: float, read_texts: ReadTexts, scratch: Path | None = None) -> Found:
@@ -143,7 +149,7 @@ def find_near(rows: Array, threshold: float, read_texts: ReadTexts, scratch: Pat
 
     Better rows are seen first and only kept rows are compared with, so there are no chains: each dropped row resembles
     the row that stands for it, of several the most similar one. Two kept rows at or above the threshold are missed with
-    a chance below 0.001. Rows whose normalised texts are equal are compared as one. Memory: about 100 bytes a row; 8
+    a chance below 0.001. Rows whose normalised texts are equal are compared as one. Memory: about 40 bytes a row; 8
     more for each band of LSH (21 of them at 0.85), or a file for them in the folder `scratch`.
     """
     same = find_exact(rows)
@@ -153,12 +159,18 @@ def find_near(rows: Array, threshold: float, read_texts: ReadTexts, scratch: Pat
     order = order[alone[order]]
     stands, similarity = _Search(rows, order, threshold, read_texts, scratch).run()
     # Positions in `order` become positions in `rows`; a twin goes where its equal goes.
-    kept, alike = np.arange(len(rows)), np.ones(len(rows))
-    kept[order], alike[order] = order[stands], similarity
-    alike[same.dropped] = alike[same.kept]
-    kept[same.dropped] = kept[same.kept]
-    dropped = np.flatnonzero(kept != np.arange(len(rows)))
-    return Found(dropped, kept[dropped], np.round(alike[dropped], 4))
+    worse = np.flatnonzero(stands != np.arange(len(stands)))
+    worse = worse[np.argsort(order[worse])]
+    dropped, kept, alike = order[worse], order[stands[worse]], similarity[worse]
+    at = np.searchsorted(dropped, same.kept)
+    gone = np.flatnonzero(at < len(dropped))
+    gone = gone[dropped[at[gone]] == same.kept[gone]]
+    twins, twins_alike = same.kept.copy(), np.ones(len(same.kept))
+    twins[gone], twins_alike[gone] = kept[at[gone]], alike[at[gone]]
+    dropped, kept = np.concatenate([dropped, same.dropped]), np.concatenate([kept, twins])
+    by_place = np.argsort(dropped)
+    alike = np.concatenate([alike, twins_alike])[by_place]
+    return Found(dropped[by_place], kept[by_place], np.round(alike, 4))
 
 
 def band_rows(threshold: float) -> int:
@@ -197,12 +209,13 @@ class _Search:
         self.shared = 2 if missed <= _MISSED else 1
         self.number_bits = np.uint64((1 << max(1, len(order).bit_length())) - 1)
         self.bands = self._bands(scratch)
-        self.stands = np.arange(len(order))
-        self.similarity = np.ones(len(order))
+        self.stands: Array = np.empty(0, np.int64)
+        self.similarity: Array = np.empty(0)
 
     def run(self) -> tuple[Array, Array]:
         """(number of the row that stands for each, itself where it is kept; its similarity)."""
         pairs, crowded, asked = self._candidates()
+        self.stands, self.similarity = np.arange(len(self.order)), np.ones(len(self.order))
         begins = np.searchsorted(pairs >> np.uint64(32), asked)
         ends = np.searchsorted(pairs >> np.uint64(32), asked, side="right")
         better = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -267,10 +280,12 @@ class _Search:
     def _bands(self, scratch: Path | None) -> Array:
         """(bands, rows) 64-bit values, the low bits left free for a row's number; equal ones are a band's bucket."""
         height = band_rows(self.threshold)
-        made: Array = np.empty((_PERMUTATIONS // height, len(self.order)), np.uint64)
-        if scratch is not None and made.size:
+        shape = (_PERMUTATIONS // height, len(self.order))
+        if scratch is None or not len(self.order):
+            made: Array = np.empty(shape, np.uint64)
+        else:
             with tempfile.TemporaryFile(dir=scratch) as file:
-                made = np.memmap(file, np.uint64, "w+", shape=made.shape)
+                made = np.memmap(file, np.uint64, "w+", shape=shape)
         words = -(-height // 4)
         for begin in range(0, len(self.order), _WINDOWS):
             part = self.signatures[self.order[begin : begin + _WINDOWS]]
@@ -287,22 +302,21 @@ class _Search:
     def _candidates(self) -> tuple[Array, Array, Array]:
         """(pairs `worse << 32 | better` that signatures call alike, crowded buckets, rows to look into), ascending."""
         pairs, crowded, asked = np.empty(0, np.uint64), [], np.zeros(len(self.order), bool)
-        numbers = np.arange(len(self.order), dtype=np.uint64)
         for band in self.bands:
             # Sorting values that hold their row's number costs a fraction of sorting numbers by values.
-            values = band | numbers
+            values = np.array(band)
+            for begin in range(0, len(values), _WINDOWS):
+                part = values[begin : begin + _WINDOWS]
+                part |= np.arange(begin, begin + len(part), dtype=np.uint64)
             values.sort()
-            by_value = (values & self.number_bits).astype(np.int64)
-            values &= ~self.number_bits
-            begins = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.empty(0, np.int64)
-            sizes = np.diff(np.r_[begins, len(values)])
+            begins, sizes = self._buckets(values)
             crowds = begins[sizes > _SMALL]
-            crowded.append(values[crowds])
+            crowded.append(values[crowds] & ~self.number_bits)
             for begin, size in zip(crowds.tolist(), sizes[sizes > _SMALL].tolist(), strict=True):
-                asked[by_value[begin : begin + size]] = True
+                asked[self._numbers(values[begin : begin + size])] = True
             fresh = [pairs]
             for size in range(2, min(_SMALL, sizes.max(initial=0)) + 1):
-                members = by_value[begins[sizes == size][:, None] + np.arange(size)]
+                members = self._numbers(values[begins[sizes == size][:, None] + np.arange(size)])
                 if not len(members):
                     continue
                 for first in range(size):
@@ -310,9 +324,24 @@ class _Search:
                         better, worse = members[:, first], members[:, second]
                         alike = self._alike(better, worse)
                         fresh.append(worse[alike].astype(np.uint64) << np.uint64(32) | better[alike].astype(np.uint64))
-            pairs = _distinct(np.concatenate(fresh))
+            pairs = distinct(np.concatenate(fresh)).values
         asked[(pairs >> np.uint64(32)).astype(np.int64)] = True
         return pairs, np.sort(np.concatenate(crowded)), np.flatnonzero(asked)
+
+    def _numbers(self, values: Array) -> Array:
+        return (values & self.number_bits).astype(np.int64)
+
+    def _buckets(self, values: Array) -> tuple[Array, Array]:
+        """(where they begin in the sorted `values`, their sizes) of the buckets of several rows."""
+        again = np.empty(max(0, len(values) - 1), bool)
+        for begin in range(0, len(again), _WINDOWS):
+            part = values[begin : begin + _WINDOWS + 1]
+            again[begin : begin + _WINDOWS] = (part[1:] ^ part[:-1]) <= self.number_bits
+        first, last = again.copy(), again.copy()
+        first[1:] &= ~again[:-1]
+        last[:-1] &= ~again[1:]
+        begins = np.flatnonzero(first)
+        return begins, np.flatnonzero(last) + 2 - begins
 
     def _alike(self, some: Array, others: Array) -> Array:
         """Which pairs agree in so many values of their signatures that they may reach the threshold."""
@@ -344,21 +373,13 @@ class _Sets:
             texts = self.read_texts([int(self.order[number]) for number in missing])
             hashes, starts = _windows([normalise(text) for text in texts], np.uint64)
             for number, part in zip(missing, np.split(hashes, starts[1:]), strict=True):
-                self.sets[number] = _distinct(part)
+                self.sets[number] = distinct(part).values
 
     def jaccard(self, a: int, b: int) -> float:
         some, others = self.sets[a], self.sets[b]
         merged = np.sort(np.concatenate((some, others)))
         shared = int(np.count_nonzero(merged[1:] == merged[:-1]))
         return shared / (len(merged) - shared)
-
-
-def _distinct(values: Array) -> Array:
-    """Sorted, each once. `values` themselves are sorted in place."""
-    values.sort()
-    new = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    return values[new]
 
 
 def _batches(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

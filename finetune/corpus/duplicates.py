@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from finetune.corpus import dedup, store
 from finetune.corpus.build import Item
@@ -52,8 +53,9 @@ def find(whole: Whole, folder: Path, *, plan: Plan) -> None:
     alive = np.ones(sum(sizes), bool)
     with Ledger.opened(folder) as ledger:
         if settings.exact:
-            keys = [np.fromfile(shard.folder / store.KEYS, dedup.KEY) for shard in whole.shards]
-            found = dedup.find_exact(np.concatenate(keys))
+            path = _joined(whole, sizes, alive, store.KEYS, dedup.KEY, folder)
+            found = dedup.find_exact(np.memmap(path, dedup.KEY, "r") if len(alive) else np.empty(0, dedup.KEY))
+            path.unlink()
             _drop(whole, "exact duplicates", found, alive, plan.content(whole.source), plan, ledger)
         if settings.near is not None:
             found = _near(whole, sizes, alive, settings.near, folder)
@@ -69,17 +71,25 @@ def _near(whole: Whole, sizes: list[int], alive: store.Mask, threshold: float, f
     left = np.flatnonzero(alive)
     if not len(left):
         return dedup.Found(left, left, np.empty(0))
-    path = folder / store.SKETCHES
-    with path.open("wb") as file:
-        at = 0
-        for shard, rows in zip(whole.shards, sizes, strict=True):
-            sketches = np.fromfile(shard.folder / store.SKETCHES, dedup.SKETCH)
-            file.write(sketches[alive[at : at + rows]].tobytes())
-            at += rows
+    path = _joined(whole, sizes, alive, store.SKETCHES, dedup.SKETCH, folder)
     texts = store.Texts(whole.shards, alive)
     found = dedup.find_near(np.memmap(path, dedup.SKETCH, "r"), threshold, texts.read, scratch=folder)
     path.unlink()
     return dedup.Found(left[found.dropped], left[found.kept], found.similarity)
+
+
+def _joined(
+    whole: Whole, sizes: list[int], alive: store.Mask, name: str, kind: np.dtype[np.void], folder: Path
+) -> Path:
+    """A file with the keys or the sketches of the rows that are there, to be mapped."""
+    path = folder / name
+    with path.open("wb") as file:
+        at = 0
+        for shard, rows in zip(whole.shards, sizes, strict=True):
+            made = np.fromfile(shard.folder / name, kind)
+            file.write(made[alive[at : at + rows]].tobytes())
+            at += rows
+    return path
 
 
 def _drop(
@@ -105,30 +115,32 @@ def _drop(
 
 
 def _rejects(whole: Whole, step: str, found: dedup.Found) -> Iterator[Reject]:
+    # Ids stay in Arrow's memory: as Python strings they would take three times as much.
     kept = np.unique(found.kept)
-    ids = dict(zip(kept.tolist(), _ids(whole, kept), strict=True))
-    pairs = zip(found.kept.tolist(), found.similarity.tolist(), strict=True)
-    gone = dict(zip(found.dropped.tolist(), pairs, strict=True))
+    ids = _ids(whole, kept)
     at = 0
     for shard in whole.shards:
         rows = len(shard)
+        here = slice(*np.searchsorted(found.dropped, [at, at + rows]).tolist())
         mask = np.zeros(rows, bool)
-        here = found.dropped[(found.dropped >= at) & (found.dropped < at + rows)]
-        mask[here - at] = True
-        details = [f"similarity {gone[row][1]} to {ids[gone[row][0]]}" for row in here.tolist()]
+        mask[found.dropped[here] - at] = True
+        names = ids.take(pa.array(np.searchsorted(kept, found.kept[here]))).to_pylist()
+        pairs = zip(found.similarity[here].tolist(), names, strict=True)
+        details = [f"similarity {similarity} to {name}" for similarity, name in pairs]
         yield from store.rejects(shard.folder / store.ITEMS, mask, step, step.removesuffix("s"), details)
         at += rows
 
 
-def _ids(whole: Whole, rows: store.Array) -> list[str]:
-    found, at = [], 0
+def _ids(whole: Whole, rows: store.Array) -> pa.Array:
+    found, at = [pa.array([], pa.large_string())], 0
     for shard in whole.shards:
         size = len(shard)
         mask = np.zeros(size, bool)
-        mask[rows[(rows >= at) & (rows < at + size)] - at] = True
-        found += [row["id"] for row in store.read(shard.folder / store.ITEMS, mask, ["id"])]
+        mask[rows[slice(*np.searchsorted(rows, [at, at + size]).tolist())] - at] = True
+        batches = store.batches(shard.folder / store.ITEMS, mask, ["id"])
+        found += [batch["id"].cast(pa.large_string()) for batch in batches]
         at += size
-    return found
+    return pa.concat_arrays(found)
 
 
 def _items(whole: Whole, rows: set[int], plan: Plan) -> Iterator[tuple[int, Item]]:

@@ -1,0 +1,125 @@
+"""Steps that look at all rows of a source hold some bytes for each, and no Python object.
+
+One number as a Python object in a set takes about 90 bytes, a tuple of four 250.
+"""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.corpus import dedup, store
+from finetune.corpus.examples import Examples, find_labels
+from finetune.corpus.notes import find_twice
+from finetune.corpus.sides import _two_sides
+from finetune.corpus.split import SIDES
+from finetune.corpus.tokens import Written
+
+FEW, MANY = 20_000, 60_000
+PART = 5_000
+MOST = 32
+"""Bytes a row at the highest."""
+
+
+def random(rows: int, wide: int = 1) -> store.Array:
+    return np.random.default_rng(rows).integers(0, 2**63, (rows, wide), np.uint64)
+
+
+def make_examples(home: Path, rows: int) -> Examples:
+    """Examples of which no two are alike, every answer in two groups, a tenth on each side of evaluation."""
+    group = np.arange(rows, dtype=np.uint64)
+    side = (group % 10 > 7).astype(np.uint8) * (1 + group % 2).astype(np.uint8)
+    said = random(rows, 2)
+    answer = np.stack([group // 2, group], axis=1)
+    folders = []
+    for begin in range(0, rows, PART):
+        here = slice(begin, begin + PART)
+        folders.append(home / str(begin))
+        folders[-1].mkdir()
+        np.savez(
+            folders[-1] / "examples.npz", side=side[here], draw=random(PART)[:, 0] / 2**63, group=group[here],
+            supervised=np.ones(PART, np.int32), longest=np.ones(PART, np.int32), said=said[here],
+        )  # fmt: skip
+        np.savez(folders[-1] / "answers.npz", answer=answer[here])
+    return load_examples(folders)
+
+
+def load_examples(folders: list[Path]) -> Examples:
+    side, draw, group, supervised, longest = store.load(
+        folders, "examples", "side", "draw", "group", "supervised", "longest"
+    )
+    alive, starts = np.ones(len(side), bool), [*range(0, len(side) + 1, PART)]
+    return Examples("task", folders, side, draw, group, supervised, longest, alive, starts)
+
+
+def ids(home: Path, rows: int) -> Callable[[], object]:
+    named = np.concatenate([random(rows, 2), np.zeros((rows, 2), np.uint64)], axis=1)
+    shards = []
+    for begin in range(0, rows, PART):
+        shards.append(store.Shard("source", home / str(begin)))
+        shards[-1].folder.mkdir()
+        named[begin : begin + PART].tofile(shards[-1].folder / store.NAMED)
+    return lambda: list(find_twice("source", shards))
+
+
+def exact(home: Path, rows: int) -> Callable[[], object]:
+    made = np.zeros(rows, dedup.KEY)
+    made["key"] = random(rows, 2)
+    return lambda: dedup.find_exact(made)
+
+
+def examples(home: Path, rows: int) -> Callable[[], object]:
+    folders = make_examples(home, rows).folders
+    return lambda: load_examples(folders)
+
+
+def labels(home: Path, rows: int) -> Callable[[], object]:
+    found = make_examples(home, rows)
+    return lambda: find_labels(found)
+
+
+def groups(home: Path, rows: int) -> Callable[[], object]:
+    found = make_examples(home, rows)
+    return lambda: [found.groups(found.on(side)) for side in SIDES]
+
+
+def check(home: Path, rows: int) -> Callable[[], object]:
+    found = make_examples(home, rows)
+    return lambda: _two_sides({"task": found})
+
+
+def near(home: Path, rows: int) -> Callable[[], object]:
+    made = np.memmap(home / "sketches", dedup.SKETCH, "w+", shape=(rows,))
+    made["key"] = random(rows, 2)
+    made["signature"] = random(rows, 32).view(np.uint16)
+    return lambda: dedup.find_near(made, 0.85, lambda places: [""] * len(places), home)
+
+
+def lengths(home: Path, rows: int) -> Callable[[], object]:
+    written = Written()
+    return lambda: written.lengths.extend(range(1000, 1000 + rows))
+
+
+def peak(call: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        held = call()
+        assert held is not call
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("step", [ids, exact, near, examples, labels, groups, check, lengths])
+def test_a_step_that_sees_all_rows_holds_few_bytes_for_each(
+    step: Callable[[Path, int], Callable[[], object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup, "_WINDOWS", 2048)  # what is held of so many rows at a time is no cost of each
+    seen = []
+    for rows in (FEW, MANY):
+        home = tmp_path / str(rows)
+        home.mkdir()
+        seen.append(peak(step(home, rows)))
+    assert (seen[1] - seen[0]) / (MANY - FEW) < MOST, "bytes a row"
