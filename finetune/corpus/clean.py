@@ -12,7 +12,7 @@ from finetune.config.prepare import Filters, Repair
 from finetune.corpus import languages
 from finetune.corpus.conversations import texts_in, with_texts
 from finetune.corpus.repetition import find_repetition
-from finetune.corpus.tables import Row
+from finetune.corpus.tables import OURS, Row
 
 # Full-width forms are ordinary Chinese punctuation, and curly quotes are how the author wrote them: both stay.
 _FIX = ftfy.TextFixerConfig(
@@ -48,11 +48,11 @@ def _repair_once(text: str) -> str:
 
 
 def repair_row(row: Row, nested: Collection[str] = (), settings: Repair = _AS_EVER) -> Row:
-    """Every column but `_file` and `_line` repaired; of the `nested` ones, which hold JSON, the texts inside."""
+    """Every column but our own repaired; of the `nested` ones, which hold JSON, the texts inside."""
     if not settings.enabled:
         return row
     return {
-        name: value if name.startswith("_") else _repair_nested(value) if name in nested else repair_text(value)
+        name: value if name in OURS else _repair_nested(value) if name in nested else repair_text(value)
         for name, value in row.items()
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from finetune.corpus.streams import Line, bad
-from finetune.corpus.tables import Found, Row
+from finetune.corpus.tables import OURS, Found, Row
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _ALWAYS = ("id", "name", "def", "synonyms", "parents", "first_parent", "is_obsolete")
@@ -35,7 +35,7 @@ def read_obo(name: str, lines: Iterator[Line]) -> Iterator[Found]:
         elif row is not None and line and not line.startswith("!"):
             tag, colon, value = line.partition(":")
             tag = tag.strip()
-            if colon and tag not in ("_file", "_line"):
+            if colon and tag not in OURS:
                 _add(row, tag, value.strip())
             else:
                 yield bad(name, number, "broken stanza", "an OBO line is `tag: value`", "correct this line")

@@ -16,7 +16,7 @@ from finetune.corpus import blocks, documents, forms, html, layout, logs, office
 from finetune.corpus.finding import PACKED, capped, find_documents, kind_of, list_files
 from finetune.corpus.obo import read_obo
 from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, SourceFile, bad, expanded, read_lines, read_text
-from finetune.corpus.tables import Found, Row
+from finetune.corpus.tables import OURS, Found, Row
 from finetune.errors import Problem, RecipeError
 
 __all__ = [
@@ -225,7 +225,7 @@ def lacking(row: Row, needed: Iterable[str], source_name: str) -> BadInput | Non
     column = next((name for name in needed if name not in row), None)
     if column is None:
         return None
-    there = sorted(key for key in row if not key.startswith("_"))
+    there = sorted(key for key in row if key not in OURS)
     close = difflib.get_close_matches(column, there, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     rule = f"the recipe uses this column of source {source_name}, and it is not here"

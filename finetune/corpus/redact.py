@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune.config.prepare import Redact
 from finetune.corpus.personal.recognisers import PLACEHOLDER, RECOGNISERS, Finding, find_personal
-from finetune.corpus.tables import Row
+from finetune.corpus.tables import OURS, Row
 from finetune.errors import Problem, RecipeError
 
 __all__ = ["RECOGNISERS", "drops", "find_personal", "redact_key", "redact_row", "redact_texts"]
@@ -53,8 +53,8 @@ def redact_texts(
 
 
 def redact_row(row: Row, settings: Redact, nested: Collection[str] = ()) -> tuple[Row, Counter[str]]:
-    """Every column but `_file` and `_line` with placeholders; of `nested` ones (JSON) what stands inside, keys too."""
-    names = [name for name in row if not name.startswith("_")]
+    """Every column but our own with placeholders; of `nested` ones (JSON) what stands inside, keys too."""
+    names = [name for name in row if name not in OURS]
     labels, texts = [], []
     parsed = {name: json.loads(row[name]) for name in names if name in nested}
     for name in names:
@@ -87,7 +87,7 @@ def redact_key(key: str, settings: Redact, seed: int, columns: Mapping[str, str]
         return f"[{kind.upper()}:{digest}]"
 
     for label, value in (columns or {}).items():
-        if value and value in key and not label.startswith("_"):
+        if value and value in key and label not in OURS:
             key = key.replace(value, _replaced(value, find_personal(value, settings.kinds, label), name))
     return _replaced(key, find_personal(key, settings.kinds), name)
 

@@ -235,7 +235,7 @@ def _rows_of(of_file: Iterable[Piece], source: Source, name: str, wrong: _Wrong)
 
 
 def _texts(row: Mapping[str, str]) -> list[str]:
-    return [value for name, value in row.items() if not name.startswith("_")]
+    return [value for name, value in row.items() if name not in tables.OURS]
 
 
 def _outside(source: Source, plan: Plan, row: Mapping[str, str]) -> Reject | None:
@@ -268,7 +268,7 @@ def _named(name: str, source: Source, row: tables.Row) -> tables.Row | BadInput:
 
 def _items(name: str, source: Source, given: Iterable[tables.Row], plan: Plan) -> Iterator[Item]:
     """Items with id and group, only the columns kept that the recipe uses."""
-    keep, nested = {*plan.needed(name), "_file", "_line", "_time"}, plan.nested(name)
+    keep, nested = {*plan.needed(name), "_file", "_line", "_when"}, plan.nested(name)
     for row in given:
         kept = {column: value for column, value in row.items() if column in keep}
         yield Item(name, fill(source.id, row), fill(source.group, row), kept, nested)
@@ -317,7 +317,7 @@ def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Ite
             ledger.drop("redact", name, better.reject("redact", "personal data", kind))
             continue
         ledger.count("redact", name)
-        writings[name_script(" ".join(text for column, text in columns.items() if not column.startswith("_")))] += 1
+        writings[name_script(" ".join(text for column, text in columns.items() if column not in tables.OURS))] += 1
         if counts:
             entry.more["changed"] += 1
             if ledger.wants("redact"):

@@ -16,7 +16,8 @@ Row = dict[str, str]
 """One item of a source: its columns as text, and `_file` and `_line` (1-based line, page or part)."""
 Found = Row | BadInput
 
-_OURS = ("_file", "_line")
+OURS = ("_file", "_line", "_when", "_builder", "_span")
+"""Columns that the toolkit adds and no file may bring. Any other is text of the row: `_id`, `_source.message`."""
 _DEEPEST = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BUFFER = 1 << 16
@@ -104,7 +105,7 @@ def _header_problems(name: str, line: int, header: list[str]) -> Iterator[BadInp
     for column in sorted({column for column in header if header.count(column) > 1}):
         rule = "the header names this column twice" if column else "the header has more than one column without a name"
         yield bad(name, line, "broken header", rule, "give each column a name of its own", column or None)
-    for column in sorted(set(header) & set(_OURS)):
+    for column in sorted(set(header) & set(OURS)):
         yield bad(name, line, "broken header", "this name is taken by the toolkit", "rename the column", column)
 
 
@@ -268,7 +269,7 @@ def _checked(name: str, number: int, item: Any) -> Found:
     try:
         columns = flatten(item)
     except TwiceError as twice:
-        rule = "two values of this row would have this column name" if twice.column not in _OURS else "is our own name"
+        rule = "two values of this row would have this column name" if twice.column not in OURS else "is our own name"
         return bad(name, number, "column twice", rule, "rename one of the keys", twice.column)
     return {**columns, "_file": name, "_line": str(number)}
 
@@ -288,7 +289,7 @@ def flatten(item: Mapping[str, Any]) -> Row:
     """
     columns: Row = {}
     _flatten(item, "", 0, columns)
-    if ours := next((column for column in _OURS if column in columns), None):
+    if ours := next((column for column in OURS if column in columns), None):
         raise TwiceError(ours)
     return columns
 

@@ -16,14 +16,14 @@ def read_time(text: str, pattern: str | None) -> float:
 
 
 def timed(column: str | None, settings: TimeSplit, row: Row) -> Row | BadInput:
-    """The row with its time in seconds in `_time`, or what is wrong. The value is not told: it may be anything.
+    """The row with its time in seconds in `_when`, or what is wrong. The value is not told: it may be anything.
 
     Rows of a source without a time (`column` None) stay as they are.
     """
     if column is None:
         return row
     try:
-        return {**row, "_time": repr(read_time(row[column], settings.format))}
+        return {**row, "_when": repr(read_time(row[column], settings.format))}
     except ValueError:
         wanted = "ISO 8601, like 2024-05-31" if settings.format is None else f"the format {settings.format}"
         fix = "correct the row, leave it out with `where`, or set prepare.split.time.format"

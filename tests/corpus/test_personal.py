@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from finetune.artifacts import Artifact
 from finetune.chat import ChatFormat
 from finetune.config.prepare import Redact
-from finetune.corpus import prepare, redact
+from finetune.corpus import clean, prepare, redact
 from finetune.corpus.personal.recognisers import KINDS, find_personal
 from finetune.corpus.read import find_documents
 from finetune.errors import RecipeError
@@ -319,3 +319,14 @@ def test_names_and_addresses_are_replaced_where_a_recipe_asks() -> None:
     assert redact.redact_row(row(text=text), Redact())[0]["text"] == text
     changed = redact.redact_row(row(text=text), Redact(name="replace", address="replace"))[0]["text"]
     assert not any(value in changed for value in ("Lee", "王小明", "Main Street"))
+
+
+def test_a_column_that_begins_with_an_underscore_is_text_like_any_other(corpus: Corpus) -> None:
+    """MongoDB's `_id`, Elasticsearch's `_source`: only the toolkit's own columns are left as they are."""
+    given = {"_id": "ann@example.org", "_source.message": "caf\u00c3\u00a9", "_file": "192.168.7.9", "_line": "1"}
+    assert redact.redact_row(given, Redact())[0] == {**given, "_id": "[EMAIL_1]"}
+    assert clean.repair_row(given)["_source.message"] == "caf\u00e9"
+    assert "ann@" not in redact.redact_key("of ann@example.org", Redact(), 0, given)
+    corpus.write_rows("orders.jsonl", [{"order": "1", "machine": "m", "text": "x", "action": "y", "_span": "z"}])
+    with pytest.raises(RecipeError, match="our own name"):
+        corpus.prepare()
