@@ -4,9 +4,6 @@ from collections.abc import Iterator, Mapping
 
 from finetune.config import Recipe
 from finetune.config.data import Form
-from finetune.corpus.finding import find_files_of
-from finetune.corpus.forms import recognise
-from finetune.corpus.read import BadInput, pieces, rows
 from finetune.errors import RecipeError
 
 _SAID: Mapping[Form, str] = {
@@ -20,9 +17,15 @@ _SAID: Mapping[Form, str] = {
 
 def recognised(recipe: Recipe) -> Iterator[str]:
     """A sentence for each source with a form: what its first row is. Raises RecipeError where that is not certain."""
-    for name, source in recipe.sources.items():
-        if source.form is None or source.path is None:
-            continue
+    formed = {name: source for name, source in recipe.sources.items() if source.form and source.path is not None}
+    if not formed:
+        return
+    # Readers take a tenth of the second that a plan has.
+    from finetune.corpus.finding import find_files_of
+    from finetune.corpus.forms import recognise
+    from finetune.corpus.read import BadInput, pieces, rows
+
+    for name, source in formed.items():
         for file in find_files_of(name, source, recipe.documents, []):
             bad: list[BadInput] = []
             part = pieces(file, source, name)[0]
