@@ -26,7 +26,7 @@ Tokens = list[tuple[Path, store.Mask]]
 
 
 def fit_length(job: Job, sides: Sides) -> None:
-    """Rows over sft.max_length are an error or are dropped, never cut."""
+    """Rows over sft.max_length are an error or are dropped; policy `split` cut those it could when they were made."""
     limit, policy = job.settings.sft.max_length, job.settings.prepare.length.policy
     other = "prepare.length.policy=drop to leave such rows out (they are counted)"
     if policy == "split":
@@ -183,12 +183,10 @@ class Running:
 
 def make_text(job: Job, shards: Shards, evaluation: Evaluation) -> dict[str, Tokens]:
     """Running text for continued pre-training: never from test groups of a source that tasks are made of."""
-    tasked = {job.plan.origin(task.source) for task in job.settings.tasks.values()}
-    measured = {use.source for use in job.settings.general.values()}
+    guarded = _guarded(job)
     parts: dict[str, Tokens] = {"train": [], "valid": []}
     for number, use in enumerate(job.settings.text):
-        guarded = use.source in tasked | measured
-        sides: tuple[Side, ...] = ("train", "valid") if guarded else SIDES
+        sides: tuple[Side, ...] = ("train", "valid") if use.source in guarded else SIDES
         label = f"text/{use.source}"
         found = take_text(job, label, use, shards[use.source], sides, f"text{number}")
         units = [Running(label, f"text{number}", use.template, shard) for shard in found]
@@ -197,6 +195,12 @@ def make_text(job: Job, shards: Shards, evaluation: Evaluation) -> dict[str, Tok
             parts["valid"].append((folder, valid))
             parts["train"].append((folder, ~valid))
     return parts
+
+
+def _guarded(job: Job) -> set[str]:
+    """The sources that something is measured on: a task, or forgetting."""
+    tasked = {job.plan.origin(task.source) for task in job.settings.tasks.values()}
+    return tasked | {use.source for use in job.settings.general.values()}
 
 
 def _run_text(job: Job, step: str, units: list[Running], evaluation: Evaluation) -> list[Path]:
@@ -249,13 +253,15 @@ def _clean(unit: Running, plan: Plan, evaluation: Evaluation, ledger: Ledger) ->
 
 
 def make_replay(job: Job, shards: Shards, evaluation: Evaluation, sides: Sides) -> Tokens:
-    """Pieces of general text, `share` as many as there are training rows, every token supervised."""
+    """Pieces of general text, `share` as many as there are training rows, every token supervised.
+
+    Of a source that something is measured on only the training side: nothing of replay is held out for validation.
+    """
     use = job.settings.replay
     wanted = 0 if use is None else round(use.share * sum(int(mask.sum()) for _, mask in token_rows(sides, "train")))
     if use is None or not wanted:
         return []
-    measured = {general.source for general in job.settings.general.values()}
-    allowed: tuple[Side, ...] = ("train", "valid") if use.source in measured else SIDES
+    allowed: tuple[Side, ...] = ("train",) if use.source in _guarded(job) else SIDES
     text = TextUse(source=use.source, template=use.template)
     found = take_text(job, "replay", text, shards[use.source], allowed, "replay")
     units = [Running("replay", "replay", use.template, shard, use.tokens) for shard in found]

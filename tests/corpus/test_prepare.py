@@ -200,6 +200,17 @@ def test_running_text_never_comes_from_test_groups_of_a_task(corpus: Any) -> Non
     assert not tested & texts
 
 
+def test_replay_of_a_task_source_never_comes_from_its_test_or_valid_groups(corpus: Any) -> None:
+    corpus.config["replay"] = {"source": "orders", "share": 0.5, "tokens": 8}
+    corpus.config["prepare"] = {"split": {"valid": 0.2, "test": 0.2}, "decontaminate": {"ngram": None}}
+    made = corpus.prepare()
+    held = {row["id"].removeprefix("action/") for side in ("valid", "test") for row in made.lines(f"{side}.jsonl")}
+    rows = [row for row in made.table("sft_train.parquet") if row["task"] == "replay"]
+    assert held
+    assert rows
+    assert not held & {row["id"].removeprefix("replay/").partition("#")[0] for row in rows}
+
+
 def test_reasoning_trains_the_thinking_mode(corpus: Any, tiny_qwen3: Any) -> None:
     from finetune.artifacts import Artifact
 
