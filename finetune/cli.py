@@ -208,7 +208,7 @@ def _prepared(recipe: "Recipe") -> tuple["Artifact", "Artifact"]:
     from finetune.base import find_base
     from finetune.corpus import prepare
     from finetune.corpus.engine import Engine
-    from finetune.corpus.read import find_documents
+    from finetune.corpus.finding import find_documents
     from finetune.ranks import hold
     from finetune.train import identity
 

@@ -89,7 +89,7 @@ def find_prepared(recipe: Recipe, base: Artifact) -> Artifact:
     """PREPARE's finished output for this recipe, made now where it is not there."""
     from finetune.corpus import prepare
     from finetune.corpus.engine import Engine
-    from finetune.corpus.read import find_documents
+    from finetune.corpus.finding import find_documents
     from finetune.ranks import hold
     from finetune.train import identity
 

@@ -108,7 +108,7 @@ def prepare(recipe: Recipe, base: Artifact, say: Callable[[str], None]) -> tuple
     """(the documents, Prepared), the datasheet page of it in the work folder."""
     from finetune.corpus import prepare
     from finetune.corpus.engine import Engine
-    from finetune.corpus.read import find_documents
+    from finetune.corpus.finding import find_documents
     from finetune.datasheet import page as datasheet
 
     documents = find_documents(recipe.sources, recipe.documents, recipe.prepare.files)
