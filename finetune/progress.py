@@ -14,8 +14,8 @@ from finetune import resume
 from finetune.artifacts import Artifact, Stage, find, stage_key
 from finetune.config import Recipe
 from finetune.config.data import find_files
-from finetune.corpus.hub import find_hub_files
 from finetune.corpus.finding import find_documents
+from finetune.corpus.hub import find_hub_files
 from finetune.errors import RecipeError
 from finetune.memory import Counted, StageState
 from finetune.train import identity
