@@ -12,6 +12,8 @@ from finetune.corpus.streams import LONGEST, BadInput, bad
 
 _WIDEST = 100
 """A cell that claims more columns claims so many."""
+_MOST = 4 * LONGEST
+"""Bytes that all parts of a DOCX may unpack to."""
 
 
 def read_pdf(name: str, stream: BinaryIO) -> Blocks | BadInput:
@@ -72,9 +74,13 @@ def read_docx(name: str, stream: BinaryIO) -> Blocks | BadInput:
     pieces: list[tuple[str, int]] = []
     try:
         with zipfile.ZipFile(stream) as archive:
-            if sum(part.file_size for part in archive.infolist() if part.filename.endswith(".xml")) > LONGEST:
+            parts = archive.infolist()
+            if sum(part.file_size for part in parts if part.filename.lower().endswith((".xml", ".rels"))) > LONGEST:
                 rule = f"this DOCX holds more than {LONGEST >> 20} MiB of XML"
                 return bad(name, 0, "document too long", rule, "divide it into several files")
+            if sum(part.file_size for part in parts) > _MOST:  # python-docx holds every part, pictures too
+                rule = f"this DOCX holds more than {_MOST >> 20} MiB, unpacked"
+                return bad(name, 0, "document too long", rule, "take pictures out of it, or divide it")
         document = docx.Document(stream)
         for element in _elements(document.element.body):
             if element.tag == _TABLE:

@@ -235,6 +235,19 @@ def test_a_broken_docx_is_an_error(corpus: Any) -> None:
     assert "DOCX cannot be read" in the_problem(corpus).rule
 
 
+@pytest.mark.parametrize(("part", "mib"), [("word/media/image1.png", 260), ("word/_rels/document.xml.rels", 70)])
+def test_a_docx_whose_parts_unpack_to_hundreds_of_mebibytes_is_not_loaded(corpus: Any, part: str, mib: int) -> None:
+    path = corpus.root / "orders.docx"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(part, "w") as stream,
+    ):
+        for _ in range(mib):
+            stream.write(bytes(1 << 20))
+    corpus.config["sources"]["orders"]["path"] = "orders.docx"
+    assert the_problem(corpus).rule.startswith("this DOCX holds more than")
+
+
 def test_a_cut_by_headings_in_a_format_that_has_none_is_an_error(corpus: Any) -> None:
     read_csv_instead(corpus, "only a paragraph", "orders.txt")
     corpus.config["sources"]["orders"]["cut"] = {"by": "heading"}
