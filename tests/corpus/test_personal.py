@@ -330,3 +330,10 @@ def test_a_column_that_begins_with_an_underscore_is_text_like_any_other(corpus: 
     corpus.write_rows("orders.jsonl", [{"order": "1", "machine": "m", "text": "x", "action": "y", "_span": "z"}])
     with pytest.raises(RecipeError, match="our own name"):
         corpus.prepare()
+
+
+def test_a_number_too_long_for_a_placeholder_stops_nothing() -> None:
+    given = f"[EMAIL_{'9' * 5000}] is no placeholder, [EMAIL_7] is one, ann@example.org becomes one"
+    (text,), counts = redact.redact_texts([given], KINDS)
+    assert text.endswith("[EMAIL_7] is one, [EMAIL_8] becomes one")
+    assert counts == {"email": 1}

@@ -133,7 +133,7 @@ OPT_IN = (
     _find("address", "digit", names.CHINESE_STREET, flags=re.RegexFlag(0)),
 )
 
-PLACEHOLDER = re.compile(r"\[([A-Z_]+)_(\d+)\]")
+PLACEHOLDER = re.compile(r"\[([A-Z_]+)_(\d{1,12})\]")
 _SHORT = 64
 _ESCAPE = re.compile(r"\\u(?!005[cC])[0-9A-Fa-f]{4}|%40")
 _ODD = re.compile(r"[\u00a0\u00ad\u2000-\u200d\u2010-\u2015\u202f\u2060\u2212\u3000\ufeff\uff01-\uff5e]")
