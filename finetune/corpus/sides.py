@@ -110,6 +110,7 @@ def _index(n: int, edited: bool, file: Path) -> EvaluationIndex:
 
 def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]]) -> Evaluation:
     """Test, then validation, then training rows: each side loses what it shares with those before it, then is capped.
+    Training rows lose what they share with the general text that forgetting is measured on, too.
 
     The caps come after the losses, so that a leak costs no training row where there are enough.
     """
@@ -117,6 +118,8 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
     evaluation.file.write_bytes(b"")
     labels = {name: find_labels(found) for name, found in sides.items()}
     for side in reversed(SIDES):
+        if side == "train":
+            evaluation.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
         if evaluation.on and side != "test":
             _decontaminate(job, sides, side, labels, evaluation.frozen())
         for name, found in sides.items():
@@ -126,7 +129,6 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
             if side != "train":
                 rows: Iterator[Any] = found.chats(found.on(side), "id", "prompt", "answers")
                 evaluation.add((row["id"], *compared(row, labels[name])) for row in rows)
-    evaluation.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
     return evaluation
 
 

@@ -211,6 +211,20 @@ def test_replay_of_a_task_source_never_comes_from_its_test_or_valid_groups(corpu
     assert not held & {row["id"].removeprefix("replay/").partition("#")[0] for row in rows}
 
 
+def test_a_training_row_that_repeats_general_text_is_dropped(corpus: Any) -> None:
+    speeches = [json.loads(line) for line in (corpus.root / "speeches.jsonl").read_text().splitlines()]
+    rows = orders_of(corpus)
+    trained = {row["id"].removeprefix("action/") for row in corpus.prepare().lines("train.jsonl")}
+    leaks = [row for row in rows if row["order"] in trained][:3]
+    for row, speech in zip(leaks, speeches, strict=False):
+        row["text"] = f"{row['text']} {speech['text']}"
+    corpus.write_rows("orders.jsonl", rows)
+    made = corpus.prepare()
+    wrong = {row["id"]: row["detail"] for row in made.lines("rejects.jsonl") if row["step"] == "decontaminate"}
+    assert set(wrong) == {f"action/{row['order']}" for row in leaks}
+    assert all(detail.startswith("speeches/") for detail in wrong.values())
+
+
 def test_reasoning_trains_the_thinking_mode(corpus: Any, tiny_qwen3: Any) -> None:
     from finetune.artifacts import Artifact
 
