@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 from finetune.config.prepare import Redact
@@ -83,7 +84,8 @@ def redact_key(key: str, settings: Redact, seed: int, columns: Mapping[str, str]
     secret = _secret(settings.key_sha256) if settings.key_sha256 else f"{seed}".encode()
 
     def name(kind: str, value: str) -> str:
-        digest = hashlib.blake2b(canonical(kind, value).encode(), digest_size=6, key=secret).hexdigest()
+        # The value as it is written, not its one form: two ids that differ in capitals are two.
+        digest = hashlib.blake2b(value.encode(), digest_size=6, key=secret).hexdigest()
         return f"[{kind.upper()}:{digest}]"
 
     for label, value in (columns or {}).items():
@@ -169,7 +171,11 @@ def _leaves(label: str, value: Any) -> Iterator[tuple[str, str]]:
 def _with_leaves(value: Any, changed: Iterator[str]) -> Any:
     """The JSON value with its keys, strings and numbers replaced, in the order of `_leaves`."""
     if isinstance(value, dict):
-        return {next(changed): _with_leaves(inner, changed) for inner in value.values()}
+        known: dict[str, Any] = {}
+        for inner in value.values():
+            key = _apart(next(changed), known)
+            known[key] = _with_leaves(inner, changed)
+        return known
     if isinstance(value, list):
         return [_with_leaves(inner, changed) for inner in value]
     if isinstance(value, str):
@@ -178,6 +184,13 @@ def _with_leaves(value: Any, changed: Iterator[str]) -> Any:
         text = next(changed)
         return value if text == json.dumps(value) else text
     return value
+
+
+def _apart(key: str, known: Collection[str]) -> str:
+    """The key, numbered where two keys became the same placeholder: the value of the first must stay."""
+    if key not in known:
+        return key
+    return next(other for number in count(2) if (other := f"{key} ({number})") not in known)
 
 
 def _dumped(value: Any) -> str:

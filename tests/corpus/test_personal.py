@@ -337,3 +337,11 @@ def test_a_number_too_long_for_a_placeholder_stops_nothing() -> None:
     (text,), counts = redact.redact_texts([given], KINDS)
     assert text.endswith("[EMAIL_7] is one, [EMAIL_8] becomes one")
     assert counts == {"email": 1}
+
+
+def test_two_ids_or_two_keys_that_differ_in_capitals_only_stay_two() -> None:
+    ids = {redact.redact_key(key, Redact(), 0) for key in ("Jane.Doe@example.org", "jane.doe@example.org")}
+    assert len(ids) == 2
+    told = json.dumps({"Jane@example.org": 1, "jane@example.org": 2, "JANE@example.org": [3]})
+    changed, _ = redact.redact_row(row(talk=told), Redact(), ["talk"])
+    assert json.loads(changed["talk"]) == {"[EMAIL_1]": 1, "[EMAIL_1] (2)": 2, "[EMAIL_1] (3)": [3]}
