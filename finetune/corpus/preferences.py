@@ -17,8 +17,7 @@ from finetune.corpus.read import capped
 from finetune.corpus.records import Message, Preference, mode_of
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
-from finetune.corpus.sides import Evaluation, Sides, leak, show
-from finetune.corpus.split import SIDES
+from finetune.corpus.sides import Evaluation, Sides, leak, save_groups, show
 from finetune.errors import Problem, RecipeError
 
 PREFERENCES = "preferences.jsonl"
@@ -38,9 +37,7 @@ def make_preferences(job: Job, shards: Shards, sides: Sides, evaluation: Evaluat
     A row whose group is among the test rows of a task is left out, and so is one that says what an evaluation row
     says. Rows that the chat template cannot render are problems with file and line.
     """
-    groups = [found.group[found.side == SIDES.index("test")] for found in sides.values()]
-    tested = job.scratch / "tested.npy"
-    np.save(tested, np.unique(np.concatenate(groups)))
+    tested = save_groups(job, sides, "test")
     units = [Unit(name, shard) for name, use in job.settings.preferences.items() for shard in shards[use.source]]
     work = partial(pair, plan=job.plan, tested=tested, evaluation=evaluation.frozen())
     folders = work_off("preferences", units, work, scratch=job.scratch, engine=job.engine, say=job.say)

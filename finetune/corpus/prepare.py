@@ -78,7 +78,7 @@ def run(
         mix_modes(job, sides)
         mix_tasks(job, sides)
         preferences = make_preferences(job, shards, sides, evaluation)
-        text = make_text(job, shards, evaluation)
+        text = make_text(job, shards, evaluation, sides)
         replay = make_replay(job, shards, evaluation, sides)
         check(job, sides)
     facts = write(job, out, sides, general, preferences, text, replay)

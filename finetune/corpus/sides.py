@@ -230,7 +230,7 @@ def general_rows(job: Job, general: Iterable[tuple[str, store.Shard]]) -> Iterat
             yield {"id": f"{kind}/{item.id}", "kind": kind, "text": fill(template, item.columns)}
 
 
-_OTHER_SIDE, _EMPTY = -1, -2
+_OTHER_SIDE, _EMPTY, _HELD = -1, -2, -3
 _MOST_WRONG = 1000
 """Problems of one kind that are told at one time."""
 
@@ -246,12 +246,14 @@ class Measured:
 
 
 def take_text(
-    job: Job, label: str, use: TextUse, shards: list[store.Shard], sides: tuple[Side, ...], name: str
-) -> list[store.Shard]:
-    """Rows of a text use that lie on the wanted sides, in order, up to max_chars. `name` is that of one use alone."""
+    job: Job, label: str, use: TextUse, shards: list[store.Shard], sides: tuple[Side, ...], name: str,
+    held: Path | None = None,
+) -> list[store.Shard]:  # fmt: skip
+    """Rows of a text use that lie on the wanted sides, in order, up to max_chars; none of the groups in `held`, a file
+    of `save_groups`. `name` is that of one use alone."""
     home = f"measure-{name.replace('/', '-')}"
     units = [Measured(label, use.template, sides, shard) for shard in shards]
-    work = partial(measure, plan=job.plan)
+    work = partial(measure, plan=job.plan, held=held)
     folders = work_off(home, units, work, scratch=job.scratch, engine=job.engine, say=job.say)
     taken, chars, rows_in, rows_out = [], 0, 0, 0
     rejects: list[Iterator[Reject]] = []
@@ -275,19 +277,35 @@ def _left_out(shard: store.Shard, lengths: store.Array, keep: store.Mask) -> Ite
     whole = shard.mask()
     gone = np.ones(len(keep), bool) if whole is None else whole.copy()
     gone[np.flatnonzero(gone)] = ~keep
-    words = {_OTHER_SIDE: "other side of the split", _EMPTY: "empty text", 0: "over max_chars"}
+    words = {
+        _OTHER_SIDE: "other side of the split", _EMPTY: "empty text", _HELD: "group of a held-out row",
+        0: "over max_chars",
+    }  # fmt: skip
     reasons = [words[length] for length in lengths[~keep].tolist()]
     return store.rejects(shard.folder / store.ITEMS, gone, "text", reasons)
 
 
-def measure(unit: Measured, folder: Path, *, plan: Plan) -> None:
+def measure(unit: Measured, folder: Path, *, plan: Plan, held: Path | None = None) -> None:
     """One unit of work: characters of each row's text, or why it is left out."""
     lengths = []
+    groups = keys.Keys(np.empty(0, np.uint64) if held is None else np.load(held))
     for item in unit.shard.items(plan.nested(unit.shard.source)):
         text = fill(unit.template, item.columns)
-        on_side = plan.side_of(item) in unit.sides
-        lengths.append(_OTHER_SIDE if not on_side else len(text) if text.strip() else _EMPTY)
+        if plan.side_of(item) not in unit.sides:
+            lengths.append(_OTHER_SIDE)
+        elif store.short_key(item.group) in groups:
+            lengths.append(_HELD)
+        else:
+            lengths.append(len(text) if text.strip() else _EMPTY)
     np.save(folder / "lengths.npy", np.array(lengths, np.int64))
+
+
+def save_groups(job: Job, sides: Sides, *on: Side) -> Path:
+    """A file with the keys of the groups whose rows lie on these sides in any task, also of rows that were dropped."""
+    wanted = [SIDES.index(side) for side in on]
+    path = job.scratch / f"groups-{'-'.join(on)}.npy"
+    np.save(path, np.unique(np.concatenate([found.group[np.isin(found.side, wanted)] for found in sides.values()])))
+    return path
 
 
 def check(job: Job, sides: Sides) -> None:

@@ -17,7 +17,7 @@ from finetune.corpus.examples import EXAMPLES
 from finetune.corpus.ledger import Ledger, Reject
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
-from finetune.corpus.sides import Evaluation, Sides, leak, show, take_text
+from finetune.corpus.sides import Evaluation, Sides, leak, save_groups, show, take_text
 from finetune.corpus.split import SIDES, Side, draw
 from finetune.errors import Problem, RecipeError
 
@@ -181,14 +181,14 @@ class Running:
     exactly: int | None = None
 
 
-def make_text(job: Job, shards: Shards, evaluation: Evaluation) -> dict[str, Tokens]:
-    """Running text for continued pre-training: never from test groups of a source that tasks are made of."""
-    guarded = _guarded(job)
+def make_text(job: Job, shards: Shards, evaluation: Evaluation, examples: Sides) -> dict[str, Tokens]:
+    """Running text for continued pre-training: never from groups that a task is tested on, in whatever source."""
+    guarded, held = _guarded(job), save_groups(job, examples, "test")
     parts: dict[str, Tokens] = {"train": [], "valid": []}
     for number, use in enumerate(job.settings.text):
         sides: tuple[Side, ...] = ("train", "valid") if use.source in guarded else SIDES
         label = f"text/{use.source}"
-        found = take_text(job, label, use, shards[use.source], sides, f"text{number}")
+        found = take_text(job, label, use, shards[use.source], sides, f"text{number}", held)
         units = [Running(label, f"text{number}", use.template, shard) for shard in found]
         for folder in _run_text(job, f"text{number}", units, evaluation):
             valid = np.load(folder / "valid.npy")
@@ -256,6 +256,7 @@ def make_replay(job: Job, shards: Shards, evaluation: Evaluation, sides: Sides) 
     """Pieces of general text, `share` as many as there are training rows, every token supervised.
 
     Of a source that something is measured on only the training side: nothing of replay is held out for validation.
+    Of other sources no group that a task is tested or validated on.
     """
     use = job.settings.replay
     wanted = 0 if use is None else round(use.share * sum(int(mask.sum()) for _, mask in token_rows(sides, "train")))
@@ -263,7 +264,8 @@ def make_replay(job: Job, shards: Shards, evaluation: Evaluation, sides: Sides) 
         return []
     allowed: tuple[Side, ...] = ("train",) if use.source in _guarded(job) else SIDES
     text = TextUse(source=use.source, template=use.template)
-    found = take_text(job, "replay", text, shards[use.source], allowed, "replay")
+    held = save_groups(job, sides, "valid", "test")
+    found = take_text(job, "replay", text, shards[use.source], allowed, "replay", held)
     units = [Running("replay", "replay", use.template, shard, use.tokens) for shard in found]
     folders = _run_text(job, "replay", units, evaluation)
     draw, counts = store.load(folders, "pieces", "draw", "counts")

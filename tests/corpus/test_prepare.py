@@ -211,6 +211,29 @@ def test_replay_of_a_task_source_never_comes_from_its_test_or_valid_groups(corpu
     assert not held & {row["id"].removeprefix("replay/").partition("#")[0] for row in rows}
 
 
+def test_text_and_replay_of_another_source_leave_the_groups_of_held_out_rows_out(corpus: Any) -> None:
+    manuals = [{"id": f"n{i}", "machine": f"m{i}", "text": f"Manual {i}: {'oil ' * i}and grease."} for i in range(30)]
+    corpus.write_rows("manuals.jsonl", manuals)
+    corpus.config["sources"]["manuals"] = {"path": "manuals.jsonl", "id": "{id}", "group": "{machine}"}
+    corpus.config["text"] = [{"source": "manuals"}]
+    corpus.config["replay"] = {"source": "manuals", "share": 0.1, "tokens": 8}
+    corpus.config["prepare"] = {"dedup": {"near": None}}
+    made = corpus.prepare()
+    sides = {side: {row["group"] for row in made.lines(f"{side}.jsonl")} for side in ("valid", "test")}
+
+    def machines(task: str, *names: str) -> set[str]:
+        ids = [row["id"].partition("/") for name in names for row in made.table(f"{name}.parquet")]
+        return {rest.partition("#")[0].replace("n", "m") for use, _, rest in ids if use == task}
+
+    assert sides["test"]
+    assert machines("text0", "text_train", "text_valid")
+    assert not sides["test"] & machines("text0", "text_train", "text_valid")
+    assert machines("replay", "sft_train")
+    assert not (sides["test"] | sides["valid"]) & machines("replay", "sft_train")
+    entry = next(entry for entry in made.ledger if entry["source"] == "text/manuals" and entry["step"] == "text")
+    assert entry["dropped"] == {"group of a held-out row": len(sides["test"])}
+
+
 def test_a_training_row_that_repeats_general_text_is_dropped(corpus: Any) -> None:
     speeches = [json.loads(line) for line in (corpus.root / "speeches.jsonl").read_text().splitlines()]
     rows = orders_of(corpus)
