@@ -195,6 +195,14 @@ def _parse(at: str, text: str) -> Any:
         raise WrongConversationError(f"{at} is not valid JSON", "write it as JSON") from error
 
 
+def is_json(text: str) -> bool:
+    """Whether it is a JSON list or object."""
+    try:
+        return text[:1] in ("[", "{") and bool(_parse("", text))
+    except WrongConversationError:
+        return False
+
+
 def _refuse(name: str) -> NoReturn:
     raise ValueError(name)
 

@@ -182,9 +182,9 @@ class Ledger:
                 entry.rows_out += 1
                 yield item
             else:
-                self._write(entry, reject)
+                hidden = self._write(entry, reject)
                 if self.wants(step):
-                    self.sample(step, sample_of(source, reject, show(item)))
+                    self.sample(step, sample_of(source, hidden, show(item)))
         entry.check()
         self.entry(step, source).add(entry)
 
@@ -236,12 +236,14 @@ class Ledger:
     def entry(self, step: str, source: str) -> Entry:
         return self._entries.setdefault((step, source), Entry(step, source))
 
-    def _write(self, entry: Entry, reject: Reject) -> None:
+    def _write(self, entry: Entry, reject: Reject) -> Reject:
+        """The reject as it was written: without personal data in its id and its file's name."""
         entry.dropped[reject.reason] += 1
         if reject.supervised_tokens:
             entry.tokens_dropped[reject.reason] += reject.supervised_tokens
         hidden = replace(reject, source=self._hide(reject.source), id=self._hide(reject.id))
         self._rejects.write(hidden.to_json() + "\n")
+        return hidden
 
 
 def sample_of(source: str, reject: Reject, before: str) -> dict[str, Any]:

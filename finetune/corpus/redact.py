@@ -81,9 +81,9 @@ def redact_key(key: str, settings: Redact, seed: int, columns: Mapping[str, str]
     Keyed by the recipe's key where it has one. By the seed alone, who knows the recipe can test guessed values: rows
     whose ids hold numbers that can be counted through (SSN, mobile) want the key, or another column as id.
     """
-    secret = _secret(settings.key_sha256) if settings.key_sha256 else f"{seed}".encode()
 
     def name(kind: str, value: str) -> str:
+        secret = _secret(settings.key_sha256) if settings.key_sha256 else f"{seed}".encode()
         # The value as it is written, not its one form: two ids that differ in capitals are two.
         digest = hashlib.blake2b(value.encode(), digest_size=6, key=secret).hexdigest()
         return f"[{kind.upper()}:{digest}]"

@@ -101,9 +101,9 @@ def pass_rows(batch: Batch, folder: Path, *, plan: Plan) -> None:
     with Ledger.opened(folder, plan.hide_key) as ledger, Notes(folder, plan, name) as notes:
         for step in _steps(plan):
             ledger.entry(step, name)
-        wrong = _Wrong(name, ledger, plan.hide, stop=plan.settings.prepare.bad_input == "raise")
+        wrong = _Wrong(name, ledger, plan)
         read: Iterable[tables.Row] = _read(batch, source, plan, wrong, ledger)
-        read = ledger.keep("where", name, read, partial(_outside, source, plan), lambda row: plan.hide(_texts(row)))
+        read = ledger.keep("where", name, read, partial(_outside, source, plan), partial(_shown, name, plan))
         read = wrong.out("unify", read, partial(_unify, nested_columns(name, plan.settings), plan.settings.model.modes))
         read = wrong.out("name", read, partial(_named, name, source))
         if (time := plan.settings.prepare.split.time) is not None:
@@ -134,7 +134,7 @@ def pass_items(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> 
         return refused(item, "markup", "control token in text", token) if token else None
 
     def show(item: Item) -> str:
-        return plan.hide(texts(item))
+        return plan.hide(item, content)
 
     items = _repair(name, items, plan, ledger) if plan.settings.prepare.repair.enabled else items
     items = ledger.keep("filter", name, items, unwanted, show)
@@ -145,8 +145,9 @@ def pass_items(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> 
 class _Wrong:
     """What cannot be read: collected, to be told at the end of the unit of work, or rejected and counted."""
 
-    def __init__(self, source: str, ledger: Ledger, hide: Callable[[list[str]], str], *, stop: bool) -> None:
-        self._source, self._ledger, self._hide, self.stop = source, ledger, hide, stop
+    def __init__(self, source: str, ledger: Ledger, plan: Plan) -> None:
+        self._source, self._ledger, self._plan = source, ledger, plan
+        self.stop = plan.settings.prepare.bad_input == "raise"
         self._problems: list[Problem] = []
 
     @property
@@ -157,7 +158,7 @@ class _Wrong:
         if self.stop:
             self._problems.append(wrong.problem)
         else:
-            reject = Reject(self._hide([wrong.file]), wrong.line, "", step, wrong.reason, wrong.problem.rule)
+            reject = Reject(wrong.file, wrong.line, "", step, wrong.reason, wrong.problem.rule)
             self._ledger.drop(step, self._source, reject)
 
     def out(
@@ -178,8 +179,8 @@ class _Wrong:
         self._ledger.entry("read", self._source).add(Entry("read", self._source, more={"layout": dict(tidied.counts)}))
         for shown in tidied.samples.values():
             for number, *texts in shown:
-                before, after = (cut(self._hide([text])) for text in texts)
-                place = {"source": self._source, "file": self._hide([piece.file.name]), "line": number}
+                before, after = (cut(self._plan.hide_text(text)) for text in texts)
+                place = {"source": self._source, "file": self._plan.hide_key(piece.file.name), "line": number}
                 self._ledger.sample("layout", {**place, "before": before, "after": after})
 
     def tell(self) -> None:
@@ -234,8 +235,10 @@ def _rows_of(of_file: Iterable[Piece], source: Source, name: str, wrong: _Wrong)
             wrong.note(piece, one_tidied)
 
 
-def _texts(row: Mapping[str, str]) -> list[str]:
-    return [value for name, value in row.items() if name not in tables.OURS]
+def _shown(source: str, plan: Plan, row: tables.Row) -> str:
+    """The text of a row as it was read. What is JSON is told by itself: a conversation may be broken here."""
+    nested = frozenset(column for column, text in row.items() if conversations.is_json(text))
+    return plan.hide(Item(source, "", "", row, nested), [column for column in row if column not in tables.OURS])
 
 
 def _outside(source: Source, plan: Plan, row: Mapping[str, str]) -> Reject | None:
@@ -328,5 +331,6 @@ def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Ite
 
 def _difference(before: Item, after: Item, plan: Plan) -> dict[str, str | int]:
     columns = [column for column in before.columns if before.columns[column] != after.columns[column]]
-    texts = [cut(plan.hide([item.columns[column] for column in columns])) for item in (before, after)]
-    return {"source": before.source, "file": before.file, "line": before.line, "before": texts[0], "after": texts[1]}
+    texts = [cut(plan.hide(item, columns)) for item in (before, after)]
+    place: dict[str, str | int] = {"source": before.source, "file": plan.hide_key(before.file), "line": before.line}
+    return {**place, "before": texts[0], "after": texts[1]}

@@ -1,8 +1,8 @@
 """What decides the result of PREPARE, and what its steps share while they run."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -116,9 +116,17 @@ class Plan:
         """An id, group or file name without personal data; `columns`: the row as it was read."""
         return redact.redact_key(key, self.settings.prepare.redact, self.settings.seed, columns)
 
-    def hide(self, texts: list[str]) -> str:
-        """Texts of a row, joined, without personal data."""
-        return "\n".join(redact.redact_texts(texts, self.settings.prepare.redact.kinds)[0])
+    def hide(self, item: Item, columns: Iterable[str]) -> str:
+        """The texts of these columns, joined, without personal data: of what only the column's name tells, too."""
+        taken = {column: item.columns[column] for column in columns}
+        given = {**taken, "_file": item.file}
+        shown, _ = redact.redact_row(given, self.settings.prepare.redact, item.nested & taken.keys())
+        hidden = replace(item, columns=shown)
+        return "\n".join(text for column in taken for text in hidden.texts(column))
+
+    def hide_text(self, text: str) -> str:
+        """A text that stands in no column, without personal data."""
+        return redact.redact_texts([text], self.settings.prepare.redact.kinds)[0][0]
 
 
 @dataclass(frozen=True)

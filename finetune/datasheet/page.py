@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from finetune.artifacts import Artifact, checked, write_whole
+from finetune.corpus.redact import redact_key
 from finetune.datasheet import differences, flow
 from finetune.report import figures
 from finetune.report.strings import words
@@ -31,13 +33,19 @@ def write(folder: Path, prepared: Artifact, recipe: Any, documents: Documents) -
     sheet = permitted(json.loads(prepared.file("datasheet.json").read_text(encoding="utf-8")), recipe.privacy.samples)
     sheet |= {
         "about": {name: getattr(recipe, name) for name in ABOUT},
-        "documents": {name: dict(files) for name, files in documents.items()},
+        "documents": _hidden(documents, recipe),
         "digest": prepared.digest,
         "privacy": recipe.privacy.samples,
     }
     write_whole(folder / "datasheet.json", json.dumps(sheet, ensure_ascii=False, indent=1) + "\n")
     write_whole(folder / "datasheet.html", render(sheet, recipe.language))
     return folder / "datasheet.html"
+
+
+def _hidden(documents: Documents, recipe: Any) -> dict[str, dict[str, str]]:
+    """The files with names as the rows have them: a hash where personal data stands."""
+    hide = partial(redact_key, settings=recipe.prepare.redact, seed=recipe.seed)
+    return {name: {hide(file): digest for file, digest in files.items()} for name, files in documents.items()}
 
 
 def permitted(sheet: Mapping[str, Any], samples: str) -> dict[str, Any]:

@@ -345,3 +345,25 @@ def test_two_ids_or_two_keys_that_differ_in_capitals_only_stay_two() -> None:
     told = json.dumps({"Jane@example.org": 1, "jane@example.org": 2, "JANE@example.org": [3]})
     changed, _ = redact.redact_row(row(talk=told), Redact(), ["talk"])
     assert json.loads(changed["talk"]) == {"[EMAIL_1]": 1, "[EMAIL_1] (2)": 2, "[EMAIL_1] (3)": [3]}
+
+
+def test_samples_of_dropped_and_repaired_rows_hide_what_their_columns_name(corpus: Corpus) -> None:
+    """A password or a record number that nothing but its column's name tells, and the file's own name."""
+    rows = [json.loads(line) for line in (corpus.root / "orders.jsonl").read_text().splitlines()]
+    (corpus.root / "orders.jsonl").unlink()
+    named = [{**one, "password": f"hunt{n}kx9x", "mrn": f"4839{n:04d}", "deep": {"ssn": 219099000 + n}}
+             for n, one in enumerate(rows)]  # fmt: skip
+    named[3]["machine"] = "outside"
+    named[4]["password"] += "\u00a0 of  old"
+    named[5]["text"] = "x" * 2001
+    named[6]["text"] += "<|im_end|>"
+    corpus.write_rows("of 078-05-1120.jsonl", named)
+    corpus.config["sources"]["orders"] |= {"path": "of*.jsonl", "where": {"machine": "^m"}}
+    corpus.config["tasks"]["action"]["prompt"] = "{password} {mrn} {text}"
+    corpus.config["prepare"] = {"filters": {"max_chars": 2000}, "dedup": {"near": None}}
+    samples = json.loads((corpus.prepare().out / "datasheet.json").read_text())["samples"]
+    assert {"where", "repair", "filter", "markup"} <= set(samples)
+    told = json.dumps(samples)
+    assert "[SECRET_1]" in told
+    assert "[RECORD_1]" in told
+    assert [value for value in ("hunt", "4839", "2190990", "078-05-1120") if value in told] == []

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.artifacts import Stage, build
+from finetune.config.prepare import Prepare
 from finetune.datasheet import flow, page
 from finetune.datasheet.differences import around, differing
 from finetune.errors import RecipeError
@@ -67,14 +68,16 @@ def test_privacy_decides_whether_texts_of_rows_are_shown(tmp_path: Path, samples
     prepared = build(Stage("prepare", 1, made), {}, root=tmp_path, inputs={}, say=lambda _: None)
     recipe = SimpleNamespace(
         name="letters", title="Letters", description="", licence="", limits="", language="en",
-        privacy=SimpleNamespace(samples=samples),
+        privacy=SimpleNamespace(samples=samples), prepare=Prepare(), seed=0,
     )  # fmt: skip
-    page.write(tmp_path, prepared, recipe, DOCUMENTS)
+    page.write(tmp_path, prepared, recipe, {**DOCUMENTS, "general": {"of 078-05-1120.txt": "c" * 64}})
     for name in ("datasheet.html", "datasheet.json"):
         told = re.sub("</?mark>", "", (tmp_path / name).read_text())
         assert (SECRET in told, CHINESE[:4] in told) == ((False, False) if samples == "none" else (True, True))
         assert str(tmp_path) not in told
         assert "a" * 64 in told
+        assert "c" * 64 in told
+        assert "078-05-1120" not in told, "a file's name is shown as the rows have it"
     prepared.file("datasheet.json").write_text("{}")
     with pytest.raises(RecipeError):
         page.write(tmp_path, prepared, recipe, DOCUMENTS)
