@@ -21,7 +21,7 @@ _FIX = ftfy.TextFixerConfig(
 _SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]")
 _RUNS = re.compile(r"(?<=\S)  +")
-_TRAILING = re.compile(r" +$", re.MULTILINE)
+_TRAILING = re.compile(r"(?<! ) +$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 _AS_EVER = Repair()
 _TIDY_ASCII = re.compile(r"[ -~]*\Z")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,14 @@ from finetune.corpus.ledger import Ledger, Reject
 )
 def test_text_is_repaired(broken: str, whole: str) -> None:
     assert repair_text(broken) == whole
+
+
+def test_a_run_of_spaces_does_not_cost_its_square() -> None:
+    begun = time.process_time()
+    spaces = " " * 100_000
+    assert repair_text(f"x\n{spaces}y") == f"x\n{spaces}y"
+    assert repair_text(f"x\u00a0\n{spaces}\ny") == "x\n\ny"
+    assert time.process_time() - begun < 2
 
 
 @settings(max_examples=300, deadline=None)
