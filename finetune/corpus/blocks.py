@@ -47,7 +47,7 @@ def read_txt(name: str, lines: Iterable[Line]) -> Iterator[Block | BadInput]:
             held, size, broken = [], 0, False
 
 
-_ATX = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*$")
+_ATX = re.compile(r"(#{1,6})\s+(.*)")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _SETEXT = re.compile(r"(=+|-{2,})\s*$")
 
@@ -69,7 +69,8 @@ def read_md(text: str) -> Blocks:
         heading = None if fenced else _ATX.match(line)
         if heading:
             close()
-            blocks.append(Block(heading.group(2), number, level=len(heading.group(1))))
+            title = heading.group(2).rstrip().rstrip("#").rstrip()
+            blocks.append(Block(title, number, level=len(heading.group(1))))
         elif not fenced and len(lines) == 1 and _SETEXT.match(line) and not lines[0].lstrip().startswith(("|", "-")):
             blocks.append(Block(lines.pop().strip(), first, level=1 if line.startswith("=") else 2))
         elif line.strip() or (fenced and lines):

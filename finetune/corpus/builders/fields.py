@@ -93,7 +93,7 @@ def _labelled(spec: Values, text: str) -> dict[str, Extent]:
 def _patterns(spec: Values) -> Mapping[str, str]:
     labelled = {
         key: rf"(?im)^[^\S\n]*(?:[-*•][^\S\n]+)?(?:{'|'.join(map(re.escape, labels))})[^\S\n]*[:：=][^\S\n]*"
-        r"(?P<value>[^\n]*?)[^\S\n]*$"
+        r"(?P<value>(?:[^\n]*\S)?)[^\S\n]*$"
         for key, labels in spec.labels.items()
     }
     return {**labelled, **spec.patterns}

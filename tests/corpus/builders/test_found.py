@@ -1,6 +1,7 @@
 """What builders find in texts, English and Chinese, and why they leave the rest."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,13 @@ def test_a_chinese_paragraph_of_a_clause_is_found_by_its_number() -> None:
     assert [row.columns["answer"] for row in rows] == ["经营者应当提供真实的信息。"]
     numbers = {"十": 10, "一百零五": 105, "二〇五": 205, "二百三十九": 239, "12": 12}
     assert {number: read_chinese(number) for number in numbers} == numbers
+
+
+def test_a_value_with_a_run_of_spaces_does_not_cost_its_square() -> None:
+    begun = time.process_time()
+    rows, _ = build(document(f"Pump: a{' ' * 100_000}b \nFault: x"), "fields", labels={"p": ["Pump"], "f": ["Fault"]})
+    assert rows
+    assert time.process_time() - begun < 5
 
 
 def test_values_under_labels_and_in_tables() -> None:
