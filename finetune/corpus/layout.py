@@ -27,7 +27,7 @@ _WIDE = _HAN + "\u3001-\u3003\u3008-\u3011\u3014-\u301f\u3040-\u30ff\uff00-\uff6
 _QUOTES = "“”‘’…·"
 """Marks that are as wide as what stands beside them."""
 _NUMBER = re.compile(r"\d+|(?<![^\W_])[ivxlc]+(?![^\W_])|(?<=第)[〇零一二三四五六七八九十百]+(?=页)")
-_TORN = re.compile(r"([^\W\d_]+)-$")
+_TORN = re.compile(r"(?<![^\W\d_])([^\W\d_]+)-$")
 _GOES_ON = re.compile(r"([^\W\d_]+)(?=[^\w-]|$)")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _ENDS = re.compile(r"[.!?:;。！？：；][\"'”’）)】」』]*$")
@@ -243,7 +243,7 @@ def _mend(page: Page, known: Counter[str], tidied: Tidied) -> Page:
             continue
         head = torn.group(1)
         # In `mother-in-|law` the whole word begins before what the line end tore off.
-        before = re.search(r"(?:[^\W\d_]+-)*$", line[: torn.start()])
+        before = re.search(r"(?<![^\W\d_])(?<![^\W\d_]-)(?:[^\W\d_]+-)*$", line[: torn.start()])
         whole = (before.group() if before else "") + head
         joined, kept = known[(whole + tail.group()).casefold()], known[f"{whole}-{tail.group()}".casefold()]
         if not joined and not kept:
@@ -274,11 +274,12 @@ def _without_wraps(pages: Sequence[Page], tidied: Tidied, over_pages: bool) -> l
     """
     full = _full_width(pages)
     spaced = _spaced(line for page in pages for line in page.lines)
-    joined: list[tuple[list[str], list[int]]] = []
+    # A line is held in the parts that it is joined of: a paragraph may have a million.
+    joined: list[tuple[list[list[str]], list[int]]] = []
     above = ""
-    target: list[str] = []
+    target: list[list[str]] = []
     for page in pages:
-        lines: list[str] = []
+        lines: list[list[str]] = []
         numbers: list[int] = []
         for line, number in zip(page.lines, page.numbers, strict=True):
             if not lines and not line.strip() and over_pages:
@@ -287,18 +288,21 @@ def _without_wraps(pages: Sequence[Page], tidied: Tidied, over_pages: bool) -> l
             into = lines or target
             if into and (lines or over_pages) and _goes_on(above, line, full):
                 tidied.note("lines", number, f"{above}\n{line}", join_lines(above, line, spaced))
-                into[-1] = join_lines(into[-1], line, spaced)
+                parts = into[-1]
+                parts[-1] = parts[-1].rstrip()
+                between = _between("".join(parts[-2:]), line.strip(), spaced)
+                parts.append(between + line.strip())
             else:
-                lines.append(line)
+                lines.append([line])
                 numbers.append(number)
             above = line
-        while over_pages and lines and not lines[-1].strip():
+        while over_pages and lines and not lines[-1][0].strip():
             lines.pop()
             numbers.pop()
         if lines:
-            target, above = lines, above if above.strip() else lines[-1]
+            target, above = lines, above if above.strip() else "".join(lines[-1])
         joined.append((lines, numbers))
-    return [Page(tuple(lines), tuple(numbers)) for lines, numbers in joined]
+    return [Page(tuple(map("".join, lines)), tuple(numbers)) for lines, numbers in joined]
 
 
 def _full_width(pages: Sequence[Page]) -> float:
@@ -324,14 +328,18 @@ def join_lines(above: str, line: str, spaced: bool) -> str:
     """Two lines as one. No space between Chinese characters or beside full-width marks; after a hyphen none either;
     between Chinese and Latin as `spaced` says."""
     above, line = above.rstrip(), line.strip()
+    return above + _between(above, line, spaced) + line
+
+
+def _between(above: str, line: str, spaced: bool) -> str:
     last, first = above[-1:], line[:1]
     wide = _is_wide(last) + _is_wide(first)
     beside = last in _QUOTES or first in _QUOTES
     if wide == 2 or (wide and beside) or _is_mark(last) or _is_mark(first):
-        return above + line
+        return ""
     if wide:
-        return f"{above} {line}" if spaced else above + line
-    return above + line if re.search(r"[^\W\d_]-$|\S—$", above) else f"{above} {line}"
+        return " " if spaced else ""
+    return "" if re.search(r"[^\W\d_]-$|\S—$", above[-2:]) else " "
 
 
 def _spaced(lines: Iterable[str]) -> bool:

@@ -1,6 +1,7 @@
 """What a page did to a text is undone, and nothing else is: furniture, torn words, lines of a paragraph."""
 
 import re
+import time
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -104,6 +105,23 @@ def test_lines_are_joined_with_a_space_only_where_one_belongs() -> None:
     assert join_lines("he said “hello”", "and left", False) == "he said “hello” and left"
     assert join_lines("所称“约定”", "是指", True) == "所称“约定”是指"
     assert join_lines("long-", "term", False) == "long-term"
+
+
+def test_a_paragraph_of_many_lines_does_not_cost_its_square() -> None:
+    """A paragraph was copied and searched whole for each line that it grew by."""
+    lines = [f"line number {n} goes on and on until the page is full of words" for n in range(30_000)]
+    begun = time.process_time()
+    (whole,), _ = tidy_pages([page(*lines)], Layout(lines=True))
+    assert whole.lines == (" ".join(lines),)
+    assert time.process_time() - begun < 5
+
+
+def test_a_line_of_one_long_word_does_not_cost_its_square() -> None:
+    line = "x" * 60_000 + " a-"
+    begun = time.process_time()
+    assert tidied(f"{line}\nb", Layout(hyphens=True))[0] == f"{line}\nb"
+    assert tidied("x" * 60_000 + "\nb", Layout(hyphens=True))[0] == "x" * 60_000 + "\nb"
+    assert time.process_time() - begun < 2
 
 
 def test_lists_headings_and_new_paragraphs_begin_lines_of_their_own() -> None:
