@@ -36,3 +36,23 @@ def test_every_part_fits_and_together_they_are_the_text(text: str, limit: int) -
     assert all(len(part) <= limit for part in parts)
     assert "".join("".join(parts).split()) == "".join(text.split())
     assert len(parts) == 1 or all(part.strip() for part in parts)
+
+
+def test_a_longer_text_is_looked_at_no_more_often_than_a_short_one() -> None:
+    """The whole rest was handed to the tokenizer for each part: quadratic in the text."""
+    for one, apart in (("Four words stand here.", " "), ("One line", "\n"), ("One paragraph.", "\n\n"), ("句。", "")):
+        looked: list[int] = []
+        for count in (300, 3000):
+            seen = 0
+
+            def fits(text: str) -> bool:
+                nonlocal seen
+                seen += len(text)
+                return len(text) <= 100
+
+            text = apart.join([one] * count)
+            parts = split_text(text, fits)
+            assert parts is not None
+            assert "".join("".join(parts).split()) == "".join(text.split())
+            looked.append(seen // count)
+        assert looked[1] <= 1.2 * looked[0]
