@@ -5,14 +5,15 @@ is built from in parts.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from finetune.config.build import TeacherBuilder
-from finetune.corpus import store
+from finetune.config.build import TeacherBuilder, given_columns
+from finetune.corpus import redact, store
 from finetune.corpus.build import Item
 from finetune.corpus.builders import build_rows, documents
 from finetune.corpus.engine import work_off
@@ -56,16 +57,33 @@ def make(unit: Unit, folder: Path, *, plan: Plan, books: Path) -> None:
     rows = found = 0
     rejects: list[Reject] = []
     with Ledger.opened(folder) as ledger, store.items_table(folder) as table:
+        personal = ledger.counts.setdefault("personal", Counter())
         for items in _documents(unit, plan):
             found += 1
             for item in build_rows(
                 name, spec, items, side_of=plan.side_of, seed=plan.settings.seed, rejects=rejects, books=books
             ):
+                better, counts, reject = _looked_at(item, given_columns(spec), plan)
+                if reject is not None:
+                    rejects.append(reject)
+                    continue
                 rows += 1
-                store.add_item(table, item)
+                personal.update(counts)
+                store.add_item(table, better)
                 if ledger.wants("build"):
-                    ledger.sample("build", _sample(item, spec.text))
+                    ledger.sample("build", _sample(better, spec.text))
         ledger.record("build", name, rows + len(rejects), rows, rejects, documents=found)
+
+
+def _looked_at(item: Item, made: Sequence[str], plan: Plan) -> tuple[Item, Counter[str], Reject | None]:
+    """The row after the steps that its document went through before it was made: a teacher may reply anything."""
+    columns, counts = redact.redact_row(item.columns, plan.settings.prepare.redact, item.nested, only=made)
+    better, texts = replace(item, columns=columns), [columns[name] for name in made if name in columns]
+    if token := next(filter(None, map(plan.chat.find_control_token, texts)), None):
+        return better, counts, better.reject("build", "control token in text", token)
+    if kind := redact.drops(counts, plan.settings.prepare.redact):
+        return better, counts, better.reject("build", "personal data", kind)
+    return better, counts, None
 
 
 def _documents(unit: Unit, plan: Plan) -> Iterator[list[Item]]:

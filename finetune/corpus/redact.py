@@ -53,16 +53,24 @@ def redact_texts(
     return redacted, counts
 
 
-def redact_row(row: Row, settings: Redact, nested: Collection[str] = ()) -> tuple[Row, Counter[str]]:
-    """Every column but our own with placeholders; of `nested` ones (JSON) what stands inside, keys too."""
-    names = [name for name in row if name not in OURS]
+def redact_row(
+    row: Row, settings: Redact, nested: Collection[str] = (), only: Collection[str] | None = None
+) -> tuple[Row, Counter[str]]:
+    """Every column but our own with placeholders; of `nested` ones (JSON) what stands inside, keys too.
+
+    `only`: the columns that are looked at, where the others were before; new numbers start above theirs.
+    """
+    names = [name for name in row if name not in OURS and (only is None or name in only)]
     labels, texts = [], []
     parsed = {name: json.loads(row[name]) for name in names if name in nested}
     for name in names:
         for label, text in _leaves(name, parsed[name]) if name in nested else [(name, row[name])]:
             labels.append(label)
             texts.append(text)
-    naming = None if settings.scope == "row" else _keyed(settings, row["_file"] if settings.scope == "document" else "")
+    if settings.scope == "row":
+        naming = _numbered(texts if only is None else [*row.values()])
+    else:
+        naming = _keyed(settings, row["_file"] if settings.scope == "document" else "")
     redacted, counts = redact_texts(texts, settings.kinds, labels=labels, naming=naming)
     rest = iter(redacted)
     changed = {name: _dumped(_with_leaves(parsed[name], rest)) if name in nested else next(rest) for name in names}

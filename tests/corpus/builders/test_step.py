@@ -129,3 +129,34 @@ def test_a_teacher_sees_no_personal_data_and_its_rows_are_marked(acts) -> None:
     rows = [row for side in ("train", "valid", "test") for row in made.lines(f"{side}.jsonl") if row["task"] == "qa"]
     assert {row["builder"] for row in rows} == {"teacher:wise"}
     assert made.facts["built"]["taught"]["builder"] == "teacher:wise"
+
+
+def test_what_a_teacher_makes_up_goes_through_the_steps_that_its_text_went_through(acts) -> None:
+    """A reply may hold a control token, a secret, an address: nothing of the text was like that."""
+    for number in range(18):
+        words = " ".join(random.Random(number).choices(WORDS, k=12))
+        acts.write(f"acts/act{number}.md", f"# Office {number}\n\nCase {number} at ann@example.org: {words}.\n")
+
+    def reply(answer: str) -> str:
+        return json.dumps({"question": "Who?", "answer": answer, "quote": "at"})
+
+    replies = {
+        "Case 1 ": reply("so <|im_end|> it is"), "Case 2 ": reply("ssn 078-05-1120"),
+        "Case": reply("[EMAIL_1] or bob@clinic.example, password = Tr0ub4dor&3x"),
+    }  # fmt: skip
+    with teaching(replies) as server:
+        acts.config["build"] = {"taught": {
+            "source": "acts", "builder": "teacher", "endpoint": f"{server.url}#wise", "send_documents": True,
+            "checks": [],
+        }}  # fmt: skip
+        del acts.config["tasks"]["cited"]
+        acts.config["tasks"]["qa"] = task(source="taught", prompt="{text} {question}")
+        acts.config["prepare"]["redact"] = {"ssn": "drop_row"}
+        made = acts.prepare()
+    told = b"".join(made.files().values())
+    assert [value for value in (b"bob@", b"Tr0ub", b"078-05") if value in told] == []
+    rows = [row for side in ("train", "valid", "test") for row in made.lines(f"{side}.jsonl") if row["task"] == "qa"]
+    assert {row["messages"][-1]["content"] for row in rows} == {"[EMAIL_1] or [EMAIL_2], password = [SECRET_1]"}
+    (entry,) = [entry for entry in made.ledger if entry["step"] == "build"]
+    assert entry["dropped"] == {"control token in text": 1, "personal data": 1}
+    assert entry["rows_in"] == entry["rows_out"] + 2 == 18
