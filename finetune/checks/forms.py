@@ -17,15 +17,16 @@ _SAID: Mapping[Form, str] = {
 
 def recognised(recipe: Recipe) -> Iterator[str]:
     """A sentence for each source with a form: what its first row is. Raises RecipeError where that is not certain."""
-    formed = {name: source for name, source in recipe.sources.items() if source.form and source.path is not None}
-    if not formed:
+    if not any(source.form for source in recipe.sources.values()):
         return
     # Readers take a tenth of the second that a plan has.
     from finetune.corpus.finding import find_files_of
     from finetune.corpus.forms import recognise
     from finetune.corpus.read import BadInput, pieces, rows
 
-    for name, source in formed.items():
+    for name, source in recipe.sources.items():
+        if source.form is None or source.path is None:
+            continue
         for file in find_files_of(name, source, recipe.documents, []):
             bad: list[BadInput] = []
             part = pieces(file, source, name)[0]
