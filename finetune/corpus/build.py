@@ -38,6 +38,14 @@ class Item:
             return conversations.asked(json.loads(self.columns[column]))
         return self.texts(column)
 
+    def system_texts(self, columns: Iterable[str]) -> list[str]:
+        """What fills system templates (`columns`), and the system turns of conversations."""
+        told = [json.loads(self.columns[column]) for column in sorted(self.nested & self.columns.keys())]
+        turns = [turns for turns in told if turns and "role" in turns[0]]
+        return [self.columns[column] for column in columns] + [
+            text for messages in turns for text in conversations.instructed(messages)
+        ]
+
     @property
     def file(self) -> str:
         return self.columns["_file"]
@@ -174,6 +182,11 @@ def compared_columns(name: str, settings: Any) -> list[str]:
     preferred = {column for use in pairs for column in use.columns if column != use.tools}
     read = {spec.text for _, spec in _built_from(name, settings)}
     return sorted({*named, *read, *(task.messages for task in tasks if task.messages), *preferred})
+
+
+def system_columns(name: str, settings: Any) -> list[str]:
+    """The columns that fill the system turns of tasks."""
+    return names_in(task.system for task in settings.tasks.values() if task.source == name)
 
 
 def nested_columns(name: str, settings: Any) -> list[tuple[str, str | None]]:

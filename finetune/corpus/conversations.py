@@ -50,8 +50,13 @@ def unify(row: Row, messages: str, tools: str | None, modes: Sequence[str]) -> R
 
 
 def asked(messages: Sequence[Message]) -> list[str]:
-    """What is read and differs from row to row: the texts of users and tools. System turns are shared by all rows."""
+    """What is read and differs from row to row: the texts of users and tools."""
     return [str(message["content"]) for message in messages if message["role"] in ("user", "tool")]
+
+
+def instructed(messages: Sequence[Message]) -> list[str]:
+    """The texts of system turns, which many rows may share."""
+    return [str(message["content"]) for message in messages if message["role"] == "system"]
 
 
 def answered(messages: Sequence[Message]) -> list[str]:
@@ -90,10 +95,11 @@ def _turn(at: str, raw: Any) -> Message:
         given = _from_sharegpt(at, given)
     if "reasoning" in given and "reasoning_content" not in given:
         given["reasoning_content"] = given.pop("reasoning")
-    unknown = sorted(set(given) - set(_KEYS))
+    unknown = set(given) - set(_KEYS)
     if unknown:
         fix = f"a turn has {', '.join(_KEYS)} (or ShareGPT's from and value): take the others out"
-        raise WrongConversationError(f"{at} has keys that would not be trained: {', '.join(unknown)}", fix)
+        rule = f"{at} has keys that would not be trained: {len(unknown)} of {len(given)}"
+        raise WrongConversationError(rule, fix)
     if given.get("role") not in ("system", "user", "assistant", "tool"):
         raise WrongConversationError(f"{at}.role is none of the known", "use system, user, assistant or tool")
     calls = given.get("tool_calls") or []

@@ -28,7 +28,8 @@ from finetune.metrics import gold_problem
 EXAMPLES = "examples.parquet"
 _EXAMPLE = pa.schema([
     ("id", pa.string()), ("file", pa.string()), ("line", pa.int64()), ("chat", pa.string()),
-    ("prompt", pa.list_(pa.string())), ("answers", pa.list_(pa.string())), ("problems", pa.string()),
+    ("system", pa.list_(pa.string())), ("prompt", pa.list_(pa.string())), ("answers", pa.list_(pa.string())),
+    ("problems", pa.string()),
 ])  # fmt: skip
 
 
@@ -151,13 +152,13 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
         whole = (_tokenised(name, task, item, plan) for item in chosen)
         for example, problems, turns in _fitting(name, task, whole, plan, ledger) if cuts else whole:
             item = example.item
-            asked, answered = _values(task, item)
+            system, asked, answered, thought = _values(task, item)
             problems += _unscorable(name, task, example)
             text = example.chat.to_json()
             told = json.dumps([vars(problem) for problem in problems]) if problems else None
             table.add({
-                "id": example.chat.id, "file": item.file, "line": item.line, "chat": text, "prompt": asked,
-                "answers": answered, "problems": told,
+                "id": example.chat.id, "file": item.file, "line": item.line, "chat": text, "system": system,
+                "prompt": asked, "answers": [*answered, *thought], "problems": told,
             }, 2 * len(text))  # fmt: skip
             for turn in turns:
                 tokens.add_row(rows, turn, len(arrays))
@@ -165,11 +166,11 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
             supervised += sum(counts)
             side = plan.side_of(item)
             group = store.short_key(item.group)
-            said = store.key("\0".join(map(dedup.normalise, [*asked, *answered])))
+            said = store.key("\0".join(map(dedup.normalise, [*system, *asked, *answered])))
             draws.append(draw(plan.settings.seed, f"{name}/{side}", example.chat.id))
             longest = max((len(turn.input_ids) for turn in turns), default=0)
             arrays.append((SIDES.index(side), group, sum(counts), longest, *said))
-            answers += [(store.short_key(answer), group) for answer in answered]
+            answers += [(store.short_key(answer), group) for answer in (*system, *answered, *thought)]
         ledger.made("parts" if cuts else "task", name, supervised)
     columns = np.array(arrays, np.uint64).reshape(-1, 6).T
     np.savez(
@@ -224,7 +225,8 @@ def _fitting(name: str, task: Task, given: Iterable[Tokenised], plan: Plan, ledg
 
 
 def find_labels(examples: Examples) -> keys.Keys:
-    """Answer values (as keys) that more than one group gives: labels. Sharing one is what a task is about, no leak."""
+    """Values of answers and system turns (as keys) that more than one group gives: labels, a prompt that all rows
+    stand under. Sharing one is what a task is about, no leak."""
 
     def pairs() -> Iterator[store.Array]:
         return store.each(examples.folders, "answers", "answer")
@@ -240,19 +242,25 @@ def find_labels(examples: Examples) -> keys.Keys:
 
 
 def compared(row: dict[str, list[str]], labels: Container[int]) -> tuple[list[str], list[str]]:
-    """(values of prompt and answer columns without labels, values of prompt columns): what is compared across sides."""
-    answers = [value for value in row["answers"] if store.short_key(value) not in labels]
-    return [*row["prompt"], *answers], row["prompt"]
+    """(all values without labels, values of the prompt and of the system turn before it): what is compared across
+    sides."""
+    system, answers = (
+        [value for value in row[part] if store.short_key(value) not in labels] for part in ("system", "answers")
+    )
+    return [*system, *row["prompt"], *answers], [*system, *row["prompt"]]
 
 
-def _values(task: Task, item: Item) -> tuple[list[str], list[str]]:
-    """(values of the prompt columns, values of the answer columns)."""
+def _values(task: Task, item: Item) -> tuple[list[str], list[str], list[str], list[str]]:
+    """(values of the system turn, of the prompt, of the answer, of the reasoning that is no part of the answer)."""
+    system = [item.columns[name] for name in names_in([task.system])]
     if task.messages is not None:
         told = json.loads(item.columns[task.messages])
-        return conversations.asked(told), conversations.answered(told)
+        return conversations.instructed(told) or system, conversations.asked(told), conversations.answered(told), []
     return (
+        system,
         [item.columns[name] for name in names_in([task.prompt])],
         [item.columns[name] for name in names_in(answer_templates(task))],
+        [item.columns[name] for name in names_in([task.reasoning])],
     )
 
 

@@ -1,5 +1,6 @@
 """What the steps that look at all rows of a source read: an entry for each row, written beside its items."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -7,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from finetune.corpus import dedup, keys, store
-from finetune.corpus.build import Item
+from finetune.corpus.build import Item, system_columns
 from finetune.corpus.settings import Plan
 from finetune.errors import Problem
 
@@ -17,12 +18,24 @@ _MOST = 1000
 """Rows without an id of their own that are told at one time."""
 
 
+def _under(system: list[str], read: str) -> str:
+    """What is read, and after it letters that stand for the system text: a quarter as many, whatever its length.
+
+    Rows under different system texts are so no near duplicates, and a long one that many share makes none of them.
+    """
+    if not any(system):
+        return read
+    told = hashlib.shake_128(dedup.normalise("\n".join(system)).encode("utf-8", "surrogatepass"))
+    return f"{read}\n{told.hexdigest(max(16, len(read) // 8))}"
+
+
 class Notes:
     """The items of a unit of work on disk, and beside them what the steps that look at all rows of a source read."""
 
     def __init__(self, folder: Path, plan: Plan, source: str) -> None:
         self._folder, self._settings = folder, plan.settings.prepare.dedup
         self._content, self._compared = plan.content(source), plan.compared(source)
+        self._system = system_columns(source, plan.settings)
         self._table = store.items_table(folder)
         self._files: list[str] = []
         self._ids: list[tuple[int, int, int, int]] = []
@@ -43,7 +56,10 @@ class Notes:
         store.add_item(self._table, item)
         self._texts.append((
             "\n".join(text for column in self._content for text in item.texts(column)),
-            "\n".join(text for column in self._compared for text in item.read_texts(column)),
+            _under(
+                item.system_texts(self._system),
+                "\n".join(text for column in self._compared for text in item.read_texts(column)),
+            ),
         ))  # fmt: skip
         if len(self._texts) == _TOGETHER:
             self._flush_texts()

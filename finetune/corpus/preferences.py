@@ -62,8 +62,8 @@ def pair(unit: Unit, folder: Path, *, plan: Plan, tested: Path, evaluation: Eval
 
     def judge_leak(item: Item) -> Reject | None:
         assert index is not None, "asked for where decontamination is on"
-        values, prompt = _values(use, item)
-        hit = index.find(values, prompt)
+        values, system, prompt = _values(use, item)
+        hit = index.find(values, prompt) or (index.find([], [*system, *prompt]) if system else None)
         if hit is None:
             return None
         reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit)
@@ -134,12 +134,14 @@ def _what_is_wrong(use: ReadyPreferences, item: Item) -> str | None:
     return None if mode_of(chosen) == mode_of(rejected) else "only one of both answers has reasoning"
 
 
-def _values(use: ReadyPreferences, item: Item) -> tuple[list[str], list[str]]:
-    """(values of prompt and answers, values of the prompt): what is looked for in evaluation rows."""
+def _values(use: ReadyPreferences, item: Item) -> tuple[list[str], list[str], list[str]]:
+    """(all values, those of the system turn, those of the prompt): what is looked for in evaluation rows."""
+    system = [item.columns[name] for name in names_in([use.system])]
     if use.messages is not None:
         told = json.loads(item.columns[use.messages])
         prompt, answers = conversations.asked(told), conversations.answered(told)
+        system = conversations.instructed(told) or system
     else:
         prompt, answers = [item.columns[name] for name in names_in([use.prompt])], []
     more = names_in([use.chosen, use.rejected, use.chosen_reasoning, use.rejected_reasoning])
-    return [*prompt, *answers, *(item.columns[name] for name in more)], prompt
+    return [*system, *prompt, *answers, *(item.columns[name] for name in more)], system, prompt

@@ -127,7 +127,7 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
             most = {"train": task.train_rows, "valid": task.valid_rows, "test": task.test_rows}[side]
             _cap(job, found, side, most)
             if side != "train":
-                rows: Iterator[Any] = found.chats(found.on(side), "id", "prompt", "answers")
+                rows: Iterator[Any] = found.chats(found.on(side), "id", "system", "prompt", "answers")
                 evaluation.add((row["id"], *compared(row, labels[name])) for row in rows)
     return evaluation
 
@@ -172,10 +172,10 @@ def look_for_leaks(part: Part, folder: Path, *, labels: Path, evaluation: Evalua
     label, given = f"{part.task}/{part.side}", int(supervised[mine].sum())
     rejects = []
     with Ledger.opened(folder) as ledger:
-        rows = store.read(part.folder / EXAMPLES, mine, ["id", "file", "line", "prompt", "answers"])
+        rows = store.read(part.folder / EXAMPLES, mine, ["id", "file", "line", "system", "prompt", "answers"])
         for at, row in zip(np.flatnonzero(mine).tolist(), rows, strict=True):
             values, prompt = compared(row, known)
-            hit = index.find(values, prompt)
+            hit = index.find(values, prompt) or (index.find([], row["prompt"]) if row["system"] else None)
             if hit is not None:
                 clean[at] = False
                 reject = leak(row, hit, int(supervised[at]))

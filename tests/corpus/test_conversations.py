@@ -77,7 +77,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no json": ("{[", "m is not valid JSON"),
     "no list": ({"role": "user"}, "m is no list"),
     "a text as turn": ([USER, "hello"], r"m\[1\] is no object"),
-    "a key that would be lost": ([USER, {**SAID, "weight": 0}], r"m\[1\] has keys that would not be trained: weight"),
+    "a key that would be lost": ([USER, {**SAID, "weight": 0}], r"m\[1\] has keys that would not be trained: 1 of 3"),
     "an unknown role": ([{"role": "developer", "content": "x"}, SAID], r"m\[0\]\.role is none of the known"),
     "an unknown speaker": ([{"from": "bing", "value": "x"}], r"m\[0\] is no ShareGPT turn"),
     "an image": ([{"role": "user", "content": [{"type": "image_url"}]}, SAID], r"m\[0\]\.content is no text"),
@@ -232,6 +232,21 @@ def test_a_shared_system_turn_is_no_leak_and_a_repeated_question_is(talking: Any
     copies = [{**row, "talk": f"copy{i}", "group": f"g{i}"} for i in range(12) for row in rows if row["talk"] == tested]
     talking.write_rows("talks.jsonl", [*rows, *copies])
     assert talking.prepare().dropped()["shared with an evaluation row"] > 3
+
+
+def test_conversations_under_different_system_turns_stay_and_a_long_shared_one_makes_no_duplicates(
+    talking: Any,
+) -> None:
+    ask = {"role": "user", "content": "What is to be done with this machine now?"}
+    shared = "You are the workshop's assistant and answer in one short sentence without any greeting. " * 9
+    rows = [{**row, "talks": [{"role": "system", "content": f"Context: {order['text']}"}, ask, row["talks"][-1]]}
+            for row, order in zip(talks(90), orders(90), strict=True)]  # fmt: skip
+    talking.write_rows("talks.jsonl", rows)
+    talking.config["sft"] = {"max_length": 512}
+    assert talking.prepare().dropped() == {}
+    rows = [{**row, "talks": [{"role": "system", "content": shared}, *row["talks"]]} for row in talks(90)]
+    talking.write_rows("talks.jsonl", rows)
+    assert "near duplicate" not in talking.prepare().dropped()
 
 
 def test_every_broken_conversation_is_told_with_file_and_line(talking: Any) -> None:

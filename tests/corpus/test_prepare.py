@@ -14,6 +14,7 @@ from finetune.corpus.read import find_documents
 from finetune.corpus.records import Chat
 from finetune.corpus.split import side_of
 from finetune.errors import RecipeError
+from tests.corpus.conftest import general
 
 
 def orders_of(corpus: Any) -> list[dict[str, Any]]:
@@ -308,6 +309,26 @@ def test_near_duplicates_are_judged_by_what_is_read_and_not_by_equal_labels(corp
     label = "a very long failure mode that many orders have in common, written out in full"
     corpus.write_rows("orders.jsonl", [{**row, "action": label} for row in orders_of(corpus)])
     assert corpus.prepare().dropped().get("near duplicate", 0) == 0
+
+
+def test_rows_that_differ_only_in_their_system_turn_stay_and_its_leaks_are_found(corpus: Any) -> None:
+    rows = [
+        {**row, "text": f"{row['text']} {row['order']} {speech['text']}", "question": "What has to be done here?"}
+        for row, speech in zip(orders_of(corpus), general(132)[12:], strict=True)
+    ]
+    corpus.write_rows("orders.jsonl", rows)
+    corpus.config["tasks"]["action"] |= {"system": "Context: {text}", "prompt": "{question}"}
+    corpus.config["sft"] = {"max_length": 1024}
+    made = corpus.prepare()
+    assert made.dropped() == {}
+    held = made.lines("test.jsonl")[0]["id"].removeprefix("action/")
+    text = next(row["text"] for row in rows if row["order"] == held)
+    copies = [{"order": f"c{i}", "machine": f"c{i}", "action": "seal", "question": f"Which part, crew {i}?",
+               "text": f"Note {i}: {text}"} for i in range(8)]  # fmt: skip
+    corpus.write_rows("orders.jsonl", [*rows, *copies])
+    leaked = [row for row in corpus.prepare().lines("rejects.jsonl") if row["step"] == "decontaminate"]
+    assert leaked
+    assert all(row["id"].startswith("action/c") for row in leaked)
 
 
 def test_one_prompt_with_two_answers_is_kept_once(corpus: Any) -> None:
