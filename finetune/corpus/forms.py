@@ -26,10 +26,9 @@ def converted(row: Row, form: Form, source_name: str) -> Row:
     if form == "auto":
         fitting = list(recognise(row))
         if len(fitting) != 1:
-            there = ", ".join(sorted(name for name in row if not name.startswith("_") and "." not in name))
             said = f"fits {' and '.join(fitting)}" if fitting else "fits no form that is known"
             fix = f"type {key}={fitting[0]}" if fitting else f"drop {key} and write the task's prompt and answer"
-            raise UncertainFormError(f"a row with the columns {there} {said}", fix)
+            raise UncertainFormError(f"a row {said}", fix)
         form = fitting[0]
     if (lacking := [name for name in _NEEDED.get(form, ()) if name not in row]) or (
         form in _TURNS and _conversation(row) is None

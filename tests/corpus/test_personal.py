@@ -21,7 +21,7 @@ from finetune.corpus import clean, prepare, redact
 from finetune.corpus.personal.recognisers import KINDS, find_personal
 from finetune.corpus.read import find_documents
 from finetune.errors import RecipeError
-from tests.corpus.conftest import Corpus
+from tests.corpus.conftest import Corpus, orders
 
 FLOORS = {
     "email": 0.99, "cn_mobile": 0.99, "cn_id": 0.95, "card": 0.8, "record": 0.95, "phone": 0.9, "ip": 0.5, "ssn": 0.75,
@@ -367,3 +367,26 @@ def test_samples_of_dropped_and_repaired_rows_hide_what_their_columns_name(corpu
     assert "[SECRET_1]" in told
     assert "[RECORD_1]" in told
     assert [value for value in ("hunt", "4839", "2190990", "078-05-1120") if value in told] == []
+
+
+def test_a_reject_repeats_no_key_of_a_row_that_cannot_be_read(corpus: Corpus) -> None:
+    odd = {"role": "assistant", "content": "x", "ann@example.org": 1, "Wang Xiaoming": 2}
+    asked = [{"role": "user", "content": one["text"]} for one in orders(30)]
+    answers = [odd, *({"role": "assistant", "content": f"z{n}"} for n in range(29))]
+    talks = [{"no": str(n), "talk": list(told)} for n, told in enumerate(zip(asked, answers, strict=True))]
+    corpus.write_rows("talks.jsonl", talks)
+    good = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(9)]
+    corpus.write_rows("forms.jsonl", [*good, {"ann@example.org": "x", "Wang Xiaoming": "y"}])
+    corpus.config["sources"] |= {
+        "talks": {"path": "talks.jsonl", "id": "{no}", "group": "{no}"},
+        "forms": {"path": "forms.jsonl", "form": "auto"},
+    }  # fmt: skip
+    task = {"title": "Talk", "metric": "exact_match"}
+    corpus.config["tasks"]["talk"] = {**task, "source": "talks", "messages": "talk"}
+    corpus.config["text"] = [{"source": "forms", "template": "{prompt} {completion}"}]
+    corpus.config["prepare"] = {"bad_input": "reject", "dedup": {"near": None}}
+    rejects = corpus.prepare().lines("rejects.jsonl")
+    rules = {one["reason"]: one["detail"] for one in rejects if one["step"] in ("read", "unify")}
+    assert rules["wrong conversation"] == "talk[1] has keys that would not be trained: 2 of 4"
+    assert rules["uncertain form"] == "a row fits no form that is known"
+    assert not any(key in json.dumps(rejects) for key in ("ann@", "Wang"))
