@@ -16,7 +16,8 @@ _SAID: Mapping[Form, str] = {
 
 
 def recognised(recipe: Recipe) -> Iterator[str]:
-    """A sentence for each source with a form: what its first row is. Raises RecipeError where that is not certain."""
+    """A sentence for each source with a form: what its first row is, or the first that is not rejected where
+    prepare.bad_input says reject. Raises RecipeError where that is not certain."""
     if not any(source.form for source in recipe.sources.values()):
         return
     # Readers take a tenth of the second that a plan has.
@@ -31,10 +32,11 @@ def recognised(recipe: Recipe) -> Iterator[str]:
             bad: list[BadInput] = []
             part = pieces(file, source, name)[0]
             first = next(rows(part, source, name, bad), None)
-            if bad:
+            if bad and recipe.prepare.bad_input == "raise":
                 raise RecipeError([bad[0].problem])
             if first is not None:
-                plain = next(rows(part, source.model_copy(update={"form": None}), name, []))
+                unformed = rows(part, source.model_copy(update={"form": None}), name, [])
+                plain = next(row for row in unformed if row["_line"] == first["_line"])
                 form = next(recognise(plain)) if source.form == "auto" else source.form
                 yield f"sources.{name}: {_SAID[form]} (recognised at {file.name}:{first['_line']})"
                 break

@@ -109,6 +109,15 @@ def test_a_plan_stops_where_the_form_is_not_certain(tmp_path: Path) -> None:
         list(recognised(load(words(tmp_path, {"question": "a"}))))
 
 
+def test_a_plan_goes_on_behind_a_bad_first_row_where_preparing_does(tmp_path: Path) -> None:
+    typed = [*words(tmp_path, {}), "prepare.bad_input=reject"]
+    lines = ["{", json.dumps({"question": "a"}), json.dumps(FORMS["prompt"][0])]
+    (tmp_path / "talks.jsonl").write_text("\n".join(lines))
+    (said,) = recognised(load(typed))
+    assert said.startswith("sources.talks: prompts with completions")
+    assert said.endswith("talks.jsonl:3)")
+
+
 def test_a_task_that_says_nothing_of_its_rows_is_told_of_forms(tmp_path: Path) -> None:
     recipe = load([*words(tmp_path, FORMS["prompt"][0]), "sources.talks.form=null"])
     assert any("sources.talks.form=auto" in problem.fix for problem in check(recipe))
