@@ -7,6 +7,7 @@ number of workers.
 """
 
 import hashlib
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,10 +19,16 @@ from finetune.corpus.engine import Engine
 from finetune.corpus.ledger import REJECTS, Ledger
 from finetune.corpus.settings import Config, Job, Plan, read_chat
 from finetune.corpus.streams import SourceFile
+from finetune.provenance import version_of
 
 __all__ = ["STAGE", "Config", "run"]
 
 _SCRATCH = ".pieces"
+_LIBRARIES = (
+    "transformers", "tokenizers", "Jinja2", "numpy", "pyarrow", "ftfy", "py3langid", "beautifulsoup4", "lxml",
+    "pypdf", "python-docx", "pydantic",
+)  # fmt: skip
+"""Those whose version decides what is read, compared or tokenised."""
 _SMALL = 4 << 20
 """Bytes of documents from which on more than one process is worth its start."""
 
@@ -94,12 +101,21 @@ def _worth_it(engine: Engine, files: Mapping[str, Iterable[SourceFile]]) -> Engi
 
 def _scratch(out: Path) -> Path:
     """Where pieces lie until all are done. Those of other code are not gone on with."""
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
     home = out / _SCRATCH
-    scratch = home / code.hexdigest()[:12]
+    scratch = home / _code(Path(__file__).parents[1])[:12]
     scratch.mkdir(parents=True, exist_ok=True)
     clear(home, but=(scratch.name,))
     return scratch
+
+
+def _code(package: Path) -> str:
+    """A digest of all code that decides bytes: the chat format, metrics and libraries do as much as this folder."""
+    digest = hashlib.sha256(platform.python_version().encode())
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    for name in _LIBRARIES:
+        digest.update(f"{name} {version_of(name)}\n".encode())
+    return digest.hexdigest()
 
 
 STAGE = Stage("prepare", 3, run)

@@ -16,6 +16,7 @@ from finetune.corpus import engine, prepare, rows
 from finetune.corpus.engine import Engine
 from finetune.corpus.read import find_documents
 from finetune.errors import RecipeError
+from finetune.provenance import version_of
 
 KILLED = """
 import json, os, signal, sys
@@ -102,6 +103,20 @@ def test_pieces_that_other_code_left_are_not_gone_on_with(several: Any, tmp_path
     (out / ".pieces" / "0123456789ab" / "rows" / "of another version").write_text("")
     scratch = prepare._scratch(out)
     assert [path.name for path in (out / ".pieces").iterdir()] == [scratch.name]
+
+
+def test_pieces_of_another_chat_format_or_another_library_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "prepare.py").write_text("")
+    codes = [prepare._code(tmp_path)]
+    (tmp_path / "chat.py").write_text("END = 1\n")
+    codes.append(prepare._code(tmp_path))
+    assert prepare._code(tmp_path) == codes[-1]
+    monkeypatch.setattr(prepare, "version_of", lambda name: "0" if name == "tokenizers" else version_of(name))
+    codes.append(prepare._code(tmp_path))
+    assert len(set(codes)) == 3
 
 
 def test_problems_of_all_files_are_told_together_and_nothing_is_left_for_the_next_run(several: Any) -> None:
