@@ -154,6 +154,26 @@ def list_files(sources: Mapping[str, Source], documents: Artifact) -> dict[str, 
     }
 
 
+def stamps(files: Mapping[str, Sequence[SourceFile]]) -> dict[str, tuple[int, int] | None]:
+    """File -> (size, time of its last change in nanoseconds); None where it is gone. Wheels are known by their hash."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for file in itertools.chain.from_iterable(files.values()):
+        if file.path is not None:
+            try:
+                status = file.path.stat()
+                found[file.name] = (status.st_size, status.st_mtime_ns)
+            except FileNotFoundError:
+                found[file.name] = None
+    return found
+
+
+def changed(files: Mapping[str, Sequence[SourceFile]], before: Mapping[str, tuple[int, int] | None]) -> list[Problem]:
+    """Files no longer as they were: what was read of them is not what the digest of the documents stands for."""
+    rule = "this file changed or went away while it was read"
+    fix = "run again when nothing writes to it, or prepare a copy"
+    return [Problem(name, None, rule, fix) for name, stamp in stamps(files).items() if stamp != before[name]]
+
+
 def kind_of(file: SourceFile, source: Source) -> str | None:
     """The format of a file: what the source says, else what its suffix says (the one before .gz or .zst)."""
     if source.format != "auto":

@@ -119,6 +119,25 @@ def test_pieces_of_another_chat_format_or_another_library_are_not_gone_on_with(
     assert len(set(codes)) == 3
 
 
+def test_a_document_that_changes_while_it_is_read_is_not_published_under_its_old_digest(
+    several: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = engine._work
+    path = several.root / "orders" / "0.jsonl"
+
+    def changing(function: Any, unit: Any, folder: Path) -> None:
+        work(function, unit, folder)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+    monkeypatch.setattr(engine, "_work", changing)
+    with pytest.raises(RecipeError, match=r"orders/0\.jsonl.*changed or went away"):
+        several.prepare()
+    assert not list(several.root.parent.glob("out*/.pieces"))
+    monkeypatch.setattr(engine, "_work", work)
+    several.prepare()
+
+
 def test_problems_of_all_files_are_told_together_and_nothing_is_left_for_the_next_run(several: Any) -> None:
     several.write("orders/0.jsonl", '{"order": "1"\n')
     several.write("orders/3.jsonl", '{"order": "2", "machine": "m", "text": "t"}\n')
