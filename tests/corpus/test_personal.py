@@ -21,6 +21,7 @@ from finetune.corpus import clean, prepare, redact
 from finetune.corpus.personal.recognisers import KINDS, find_personal
 from finetune.corpus.read import find_documents
 from finetune.errors import RecipeError
+from tests.corpus.builders.test_teacher import said, teaching
 from tests.corpus.conftest import Corpus, orders
 
 FLOORS = {
@@ -102,8 +103,26 @@ def traces(value: str) -> list[str]:
     return sorted(form for form in forms if len(form) >= 7)
 
 
-def plant(corpus: Corpus) -> None:
+def wards(count: int) -> list[dict[str, Any]]:
+    """Rows whose values only a column's name tells, four of which where, repair, filter and markup show; ids of a
+    database that begin with an underscore."""
+    rows = [{"no": one["order"], "_id": f"nurse{n}@ward.example", "_source": {"note": f"call 1381234{n:04d}"},
+             "password": f"Hidden{n}word", "mrn": f"7391{n:04d}", "text": one["text"], "kind": "ward"}
+            for n, one in enumerate(orders(count))]  # fmt: skip
+    rows[1]["kind"] = "office"
+    rows[2]["password"] += " \u00a0 and  more"
+    rows[3]["text"] = "x" * 1501
+    rows[4]["text"] += "<|im_end|>"
+    return rows
+
+
+NAMED = ("@ward.example", "138123400", "Hidden", "739100", "Secr3t&made")
+"""What each of those rows, and the teacher's replies, hold."""
+
+
+def plant(corpus: Corpus, endpoint: str) -> None:
     """Every value in one format of nine and in a conversation; in ids, groups, headings, keys, a file's name too."""
+    corpus.write_rows("wards.jsonl", wards(40))
     share = [VALUES[at::9] for at in range(9)]
     lines = [[told(value, 9 * at + kind) for at, value in enumerate(share[kind])] for kind in range(9)]
     quoted = ['"' + line.replace('"', '""') + '"' for line in lines[0]]
@@ -142,7 +161,16 @@ def plant(corpus: Corpus) -> None:
         "plain": {"path": "docs/g.txt", "cut": {"by": "paragraph"}}, "word": {"path": "docs/h.docx"},
         "pages": {"path": "docs/i.pdf"},
         "talks": {"path": "talks.jsonl", "id": "{who}", "group": "{machine}"},
+        "wards": {"path": "wards.jsonl", "id": "{_id} {mrn}", "group": "{_id}", "where": {"kind": "ward"}},
     }  # fmt: skip
+    corpus.config["build"] = {"taught": {
+        "source": "wards", "builder": "teacher", "endpoint": endpoint, "send_documents": True, "document": "{no}",
+        "checks": [],
+    }}  # fmt: skip
+    corpus.config["tasks"] |= {"ward": {
+        "title": "Ward", "source": "taught", "metric": "exact_match", "answer": "{answer}",
+        "prompt": "{_id} {_source.note} {password} {mrn} {text} {question}",
+    }}  # fmt: skip
     corpus.config["text"] = [
         {"source": name, "template": "{heading}\n{text}" if name in ("headings", "notes") else "{text}"}
         for name in ("csv", "tsv", "gz", "parquet", "headings", "notes", "plain", "word", "pages")
@@ -190,27 +218,36 @@ def everything_written(out: Path, chat: ChatFormat) -> str:
 def test_of_50_planted_values_no_output_keeps_one(corpus: Corpus, tiny_qwen3: Path) -> None:
     corpus.base = Artifact(tiny_qwen3, {"stage": "base", "digest": "0", "facts": {}})
     assert len(VALUES) >= 50
-    plant(corpus)
+    with teaching({"": said("Who?", "password = Secr3t&made9x", "order")}) as server:
+        look_for_planted(corpus, f"{server.url}#wise")
+
+
+def look_for_planted(corpus: Corpus, endpoint: str) -> None:
+    plant(corpus, endpoint)
     settings = prepare.Config.model_validate(corpus.config)
-    said: list[str] = []
+    heard: list[str] = []
     out = corpus.root.parent / "out"
     out.mkdir()
     documents = find_documents(settings.sources, corpus.root)
     facts = prepare.run(
-        settings.model_dump(mode="json"), out=out, base=corpus.base, documents=documents, say=said.append
+        settings.model_dump(mode="json"), out=out, base=corpus.base, documents=documents, say=heard.append
     )
-    written = everything_written(out, ChatFormat.read(corpus.base.path)) + "\n".join(said) + json.dumps(facts)
+    written = everything_written(out, ChatFormat.read(corpus.base.path)) + "\n".join(heard) + json.dumps(facts)
     kept = {value: form for value in VALUES for form in traces(value) if form in written}
     for value, form in kept.items():
         print(value, repr(written[max(0, written.find(form) - 120) : written.find(form) + 40]))
     assert kept == {}
     assert "4111111111111111" not in written
     assert "hunter2" not in written
+    assert [value for value in NAMED if value in written] == []
+    samples = json.loads((out / "datasheet.json").read_text(encoding="utf-8"))["samples"]
+    assert {"where", "repair", "filter", "markup", "redact", "build"} <= set(samples)
     assert all(f"[{kind.upper()}_1]" in written for kind in PLANTED)
     # the same rows with the policy off do hold them: the search itself can find what it looks for
     corpus.config["prepare"]["redact"] = dict.fromkeys(KINDS, "keep")
     written = everything_written(corpus.prepare().out, ChatFormat.read(corpus.base.path))
     assert [value for value in VALUES if not any(form in written for form in traces(value))] == []
+    assert [value for value in NAMED if value not in written] == []
 
 
 SECRET = "0123456789abcdef0123456789abcdef"
