@@ -35,7 +35,9 @@ _READ = 1 << 20
 """Characters of rows that are compared at a time; the texts that they resemble come on top."""
 _MULTIPLIERS = np.random.Generator(np.random.PCG64(42)).integers(0, 2**32, _PERMUTATIONS, np.uint32) | np.uint32(1)
 _PRIME, _MIX = 0x100000001B3, 0x9E3779B97F4A7C15
-_NOT_WORD = re.compile(r"[\W_]+")
+_WORDS = re.compile(r"[^\W_]+")
+_KEPT = re.compile(r"[<>=≤≥]+(?=\s?[-+±]?\.?\d)|(?<![\w+-])[-+±](?=\.?\d)|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*")
+_MAY_KEEP = re.compile(r"[-+<>=.](?=\s?[-+]?\.?[0-9])")
 _ASCII = bytes(ord(chr(i).lower()) if chr(i).isalnum() else 32 for i in range(128)) + bytes(range(128, 256))
 
 KEY = np.dtype([("key", "<u8", (2,)), ("length", "<u4")])
@@ -55,11 +57,15 @@ class Found(NamedTuple):
     similarity: Array
 
 
-def normalise(text: str) -> str:
-    """What does not make a difference is taken out: case, width, punctuation, white space."""
-    if text.isascii():
-        return b" ".join(text.encode().translate(_ASCII).split()).decode()
-    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+def normalise(text: str, *, signs: bool = True) -> str:
+    """What does not make a difference is taken out: case, width, punctuation, white space. With `signs` what makes of a
+    number another one stays (-5, < 5, 0.5), and a text of nothing but signs is itself."""
+    if text.isascii() and not (signs and _MAY_KEEP.search(text)):
+        clean = b" ".join(text.encode().translate(_ASCII).split()).decode()
+    else:
+        text = unicodedata.normalize("NFKC", text).casefold().replace("\u2212", "-")
+        clean = " ".join((_KEPT if signs else _WORDS).findall(text))
+    return clean or (" ".join(text.split()) if signs else "")
 
 
 def shingles(text: str) -> frozenset[str]:

@@ -49,7 +49,7 @@ _SHORTEST = 10
 
 def words(text: str) -> list[str]:
     """Normalised words; each Chinese character counts as one, since no spaces stand between them."""
-    clean = normalise(text)
+    clean = normalise(text, signs=False)
     return clean.split() if clean.isascii() else _CJK.sub(r" \1 ", clean).split()
 
 

@@ -38,7 +38,18 @@ def test_case_space_width_and_punctuation_make_no_difference() -> None:
 @given(st.text(st.one_of(st.characters(max_codepoint=127), st.characters())))
 def test_plain_letters_are_normalised_as_all_others_are(text: str) -> None:
     """The short way for ASCII gives what Unicode's rules give."""
-    assert normalise(text) == normalise(f"{text}\u3002")
+    assert normalise(f"{text} a") == normalise(f"{text} a\u3002")
+
+
+def test_a_number_with_another_sign_is_another_text() -> None:
+    """`-5` and `5`, `< 5` and `> 5` were exact duplicates, and texts of nothing but signs all the same."""
+    differ = ["at -5 C", "at 5 C", "x < 5", "x > 5", "x ≤ 5", "x = 5", "p 0.5", "p 0 5", "+++", "---", "±5", "+5"]
+    assert len({normalise(text) for text in differ}) == len(differ)
+    assert not exact(differ)
+    for one, same in (("x<5", "X  ＜ 5!"), ("at −5 C", "At -5 C."), ("2026-11-22", "2026 11 22"), ("A 5.", "a-5")):
+        assert normalise(one) == normalise(same)
+    assert normalise("at -0.5 C", signs=False) == "at 0 5 c"
+    assert normalise("+++", signs=False) == ""
 
 
 def test_the_longest_copy_is_kept_and_of_equals_the_first() -> None:
