@@ -115,13 +115,16 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
     The caps come after the losses, so that a leak costs no training row where there are enough.
     """
     evaluation = Evaluation(job.settings.prepare.decontaminate, job.scratch / "evaluation.jsonl")
-    evaluation.file.write_bytes(b"")
+    spoken = Evaluation(evaluation.settings, job.scratch / "general.jsonl")
+    for part in (evaluation, spoken):
+        part.file.write_bytes(b"")
+    # By itself: the words of general text would make edits of an evaluation row seem words of the corpus.
+    spoken.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
     labels = {name: find_labels(found) for name, found in sides.items()}
     for side in reversed(SIDES):
-        if side == "train":
-            evaluation.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
         if evaluation.on and side != "test":
-            _decontaminate(job, sides, side, labels, evaluation.frozen())
+            others = [evaluation, spoken] if side == "train" else [evaluation]
+            _decontaminate(job, sides, side, labels, [other.frozen() for other in others])
         for name, found in sides.items():
             task = job.settings.tasks[name]
             most = {"train": task.train_rows, "valid": task.valid_rows, "test": task.test_rows}[side]
@@ -129,6 +132,7 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
             if side != "train":
                 rows: Iterator[Any] = found.chats(found.on(side), "id", "system", "prompt", "answers")
                 evaluation.add((row["id"], *compared(row, labels[name])) for row in rows)
+    evaluation.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
     return evaluation
 
 
@@ -142,12 +146,12 @@ class Part:
 
 
 def _decontaminate(
-    job: Job, sides: Sides, side: Side, labels: Mapping[str, keys.Keys], evaluation: Evaluation
+    job: Job, sides: Sides, side: Side, labels: Mapping[str, keys.Keys], others: list[Evaluation]
 ) -> None:
     parts = [Part(name, side, folder) for name, found in sides.items() for folder, _ in found.parts(found.on(side))]
     for name, values in labels.items():
         np.save(job.scratch / f"labels-{name}.npy", values.values)
-    work = partial(look_for_leaks, labels=job.scratch, evaluation=evaluation)
+    work = partial(look_for_leaks, labels=job.scratch, others=others)
     folders = work_off(f"decontaminate {side}", parts, work, scratch=job.scratch, engine=job.engine, say=job.say)
     job.ledger.take_in(folders)
     for name, found in sides.items():
@@ -163,9 +167,9 @@ def _decontaminate(
         assert (entry.rows_in, entry.rows_out) == (before, int(found.on(side).sum())), f"{name}: an example was lost"
 
 
-def look_for_leaks(part: Part, folder: Path, *, labels: Path, evaluation: Evaluation) -> None:
+def look_for_leaks(part: Part, folder: Path, *, labels: Path, others: list[Evaluation]) -> None:
     """One unit of work: which examples of this side share nothing with an evaluation row."""
-    index, known = evaluation.index(), keys.Keys(np.load(labels / f"labels-{part.task}.npy"))
+    indices, known = [other.index() for other in others], keys.Keys(np.load(labels / f"labels-{part.task}.npy"))
     with np.load(part.folder / "examples.npz") as arrays:
         mine, supervised = arrays["side"] == SIDES.index(part.side), arrays["supervised"]
     clean = np.ones(len(mine), bool)
@@ -175,7 +179,8 @@ def look_for_leaks(part: Part, folder: Path, *, labels: Path, evaluation: Evalua
         rows = store.read(part.folder / EXAMPLES, mine, ["id", "file", "line", "system", "prompt", "answers"])
         for at, row in zip(np.flatnonzero(mine).tolist(), rows, strict=True):
             values, prompt = compared(row, known)
-            hit = index.find(values, prompt) or (index.find([], row["prompt"]) if row["system"] else None)
+            asked = [(values, prompt), *([([], row["prompt"])] if row["system"] else [])]
+            hit = next((hit for index in indices for each in asked if (hit := index.find(*each))), None)
             if hit is not None:
                 clean[at] = False
                 reject = leak(row, hit, int(supervised[at]))
