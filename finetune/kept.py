@@ -22,15 +22,25 @@ def append_lines(file: Path, lines: Sequence[Mapping[str, Any]], first: Mapping[
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that may not be there; a torn one is left out."""
+    return read_on(file, 0)[0]
+
+
+def read_on(file: Path, begin: int) -> tuple[list[dict[str, Any]], int]:
+    """Those from the byte `begin` on, and where to read on: behind the last line end, as a torn line may be mended."""
+    if not file.exists():
+        return [], 0
     found = []
-    for line in file.read_bytes().split(b"\n") if file.exists() else ():
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        told = stream.read()
+    for line in told.split(b"\n"):
         try:
             read = json.loads(line)
         except ValueError:
             continue
         if isinstance(read, dict):
             found.append(read)
-    return found
+    return found, begin + told.rfind(b"\n") + 1
 
 
 def _ends_whole(file: Path) -> bool:

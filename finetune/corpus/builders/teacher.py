@@ -15,13 +15,15 @@ from finetune.corpus.build import Item, fill
 from finetune.corpus.builders.drafts import Draft, Found, Span, Unused
 from finetune.corpus.builders.sentences import Extent
 from finetune.errors import RecipeError
-from finetune.kept import append_lines, read_lines
+from finetune.kept import append_lines, read_on
 from finetune.metrics.objects import NotOneObjectError, read_json
 
 if TYPE_CHECKING:
     from finetune.wire import Wire
 
 KEY = "TEACHER_API_KEY"
+_KEPT: dict[Path, tuple[int, dict[str, dict[str, Any]]]] = {}
+"""File -> (bytes of it that this process has read, what it holds)."""
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)*|[〇一二三四五六七八九十百千万亿]{2,}")
 _NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w’'-]+|《[^》]+》|“[^”]+”")
@@ -58,7 +60,7 @@ def _ask(
 
     about = {"teacher": address, "model": model}
     file = books / f"teacher-{hashlib.sha256(canonical_json(about).encode()).hexdigest()[:16]}.jsonl"
-    known = {line["asked"]: line for line in read_lines(file) if "asked" in line}
+    known = _kept(file)
     missing = {_digest(body): body for body in bodies if _digest(body) not in known}
     if not missing:
         return known
@@ -95,6 +97,17 @@ def _ask(
             f"export {KEY}=..." if getattr(errors[0], "status", None) in (401, 403)
             else "see to the server; the same command goes on and asks only for what is missing",
         )  # fmt: skip
+    return _kept(file)
+
+
+def _kept(file: Path) -> dict[str, dict[str, Any]]:
+    """The replies in a file, by digest. A process asks about many documents: it reads on where it last stopped."""
+    begin, known = _KEPT.get(file, (0, {}))
+    if not file.exists() or file.stat().st_size < begin:
+        begin, known = 0, {}
+    lines, begin = read_on(file, begin)
+    known |= {line["asked"]: line for line in lines if "asked" in line}
+    _KEPT[file] = begin, known
     return known
 
 

@@ -141,6 +141,18 @@ def test_a_fault_that_passes_is_asked_again_and_one_that_stays_keeps_what_came(f
         assert (len(rows), len(server.asked)) == (3, len(TEXTS) - 2)
 
 
+def test_what_was_kept_for_one_document_is_not_read_again_for_the_next(tmp_path) -> None:
+    """Its kept file was read whole for each document: quadratic in the corpus."""
+    with teaching(GOOD) as server:
+        ask(server, tmp_path, TEXTS[:1])
+        (book,) = tmp_path.glob("teacher-*.jsonl")
+        book.write_bytes(b" " * (book.stat().st_size - 1) + b"\n")  # what is read again is lost now
+        ask(server, tmp_path, TEXTS[1:2])
+        server.asked = []
+        rows, _ = ask(server, tmp_path, TEXTS[:2])
+        assert (len(rows), server.asked) == (2, [])
+
+
 def test_a_missing_key_is_told_and_a_torn_line_is_asked_again(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("TEACHER_API_KEY", raising=False)
     with teaching(GOOD) as server:
