@@ -249,6 +249,20 @@ def test_a_training_row_that_repeats_general_text_is_dropped(corpus: Any) -> Non
     assert all(detail.startswith("speeches/") for detail in wrong.values())
 
 
+def test_words_of_general_text_hide_no_edited_copy_of_a_test_row(corpus: Any) -> None:
+    rows = orders_of(corpus)
+    held = corpus.prepare().lines("test.jsonl")[0]["id"].removeprefix("action/")
+    next(row for row in rows if row["order"] == held)["text"] = "Replace reversing alarm"
+    trained = {row["id"].removeprefix("action/") for row in corpus.prepare().lines("train.jsonl")}
+    leak = next(row for row in rows if row["order"] in trained)
+    leak["text"] = "REPLACE REVERSE ALARM"
+    corpus.write_rows("orders.jsonl", rows)
+    corpus.write_rows("speeches.jsonl", [*general(12), {"id": "s", "text": "They reverse the order of things."}])
+    corpus.config["prepare"] = {"dedup": {"near": None}}
+    wrong = [row["id"] for row in corpus.prepare().lines("rejects.jsonl") if row["step"] == "decontaminate"]
+    assert wrong == [f"action/{leak['order']}"]
+
+
 def test_reasoning_trains_the_thinking_mode(corpus: Any, tiny_qwen3: Any) -> None:
     from finetune.artifacts import Artifact
 
