@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from finetune.artifacts import Artifact
 from finetune.chat import ChatFormat
+from finetune.config.prepare import Treatment
 from finetune.config.recipe import Recipe, without_places
 from finetune.corpus.conversations import texts_in
 from finetune.corpus.redact import RECOGNISERS, redact_texts
@@ -205,7 +206,8 @@ def _without_secrets(name: str, value: Any) -> Any:
         return [_without_secrets(name, item) for item in value]
     if not isinstance(value, str):
         return value
-    if _SECRET_NAME.search(name):
+    # prepare.redact.secret says what becomes of secrets.
+    if _SECRET_NAME.search(name) and value not in get_args(Treatment):
         return HIDDEN
     if _PLACE.fullmatch(value):
         return Path(value).name
