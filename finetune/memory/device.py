@@ -34,9 +34,9 @@ TOKENIZER = 500
 # one pass makes, kept or recomputed: fewer where layers are fused, more where the adapter has the type of the base,
 # because its branch then keeps less of what it makes. Imports leave free memory behind that is used up first. A lower
 # M_MMAP_THRESHOLD does away with holes and doubles the CPU time with page faults (measured).
-_HOLES = {"fused": 0.36, "cast": 0.45, "same": 0.93}
+_HOLES = {"fused": 0.21, "cast": 0.45, "same": 0.93}
 _HOLES_RECOMPUTED = {"fused": 0.24, "cast": 0.62, "same": 0.82}
-_HOLES_SCORES = {"fused": 0.36, "cast": 0.05, "same": 0.05}  # of attention's score matrices
+_HOLES_SCORES = {"fused": 0.34, "cast": 0.05, "same": 0.05}  # of attention's score matrices
 _FREE_AT_START = {"fused": 60 * _MIB, "cast": 120 * _MIB, "same": 120 * _MIB}
 
 
