@@ -47,6 +47,7 @@ def check_harness(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("score.harness.tasks", asked, "lm-eval is not installed", fix)
         return
     command = [sys.executable, "-m", "finetune.score.harness", *asked]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     for found in json.loads(done.stdout.splitlines()[-1]):
         yield Problem("score.harness.tasks", *found)

@@ -23,7 +23,8 @@ from finetune.score.statistics import mean, paired_difference
 _ROWS_PER_BATCH = 4
 """lm-eval holds the logits of every position of a batch."""
 Rows = list[dict[str, Any]]
-"""{task, version, shots, metric, better, row, row_sha256, value} for each row, metric and filter of a task."""
+"""{task, version, shots, metric, better, row, row_sha256, value, whole} for each row, metric and filter of a task;
+whole: lm-eval's figure over all rows."""
 
 
 @functools.cache
@@ -36,6 +37,8 @@ def task_manager() -> Any:
 
 def find_problems(names: Sequence[str]) -> list[tuple[str, str, str]]:
     """(name, rule, fix) of every task that cannot be asked."""
+    from datasets.exceptions import DatasetsError
+
     manager, found = task_manager(), []
     for name in names:
         if name not in manager.task_index:
@@ -43,9 +46,9 @@ def find_problems(names: Sequence[str]) -> list[tuple[str, str, str]]:
             continue
         try:
             manager.load([name])
-        # datasets, huggingface_hub and lm-eval's own task files each have errors of their own for data that is not
-        # there; whichever it is, its first line says more than a list of them here would.
-        except Exception as error:  # noqa: BLE001
+        # What datasets, huggingface_hub (its errors are OSErrors) and lm-eval's task files raise where data or a
+        # package of the task is missing. Anything else is a fault and ends this process with its traceback.
+        except (OSError, ImportError, LookupError, ValueError, RuntimeError, DatasetsError) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             fix = "load it once where there is a network, or name other tasks"
             found.append((name, f"its data is not at hand: {why}", fix))
