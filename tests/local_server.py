@@ -49,30 +49,44 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send({"data": [{"id": "tuned", "root": "model", "created": time.time()}]})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    retry_after = "7"
+
+    def asked(self) -> dict[str, Any]:
+        """The request's body, noted."""
+        body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.asked.append((self.path, body))
             self.server.keys.add(self.headers["Authorization"])
-        fault = self.server.next_fault()
-        if fault == "slow":
-            time.sleep(1.5)
-        elif fault == "429":
-            return self.send({"error": "too many"}, 429, {"Retry-After": "7"})
+        return body
+
+    def failed(self, fault: str) -> bool:
+        """Whether the fault was all the answer."""
+        if fault == "429":
+            self.send({"error": "too many"}, 429, {"Retry-After": self.retry_after})
         elif fault == "500":
-            return self.send({"error": "out of memory"}, 500)
+            self.send({"error": "out of memory"}, 500)
         elif fault == "garbage":
-            return self.raw(b"<html>the gateway is tired</html>")
+            self.raw(b"<html>the gateway is tired</html>")
         elif fault == "shape":
-            return self.send({"choices": []})
+            self.send({"choices": []})
         elif fault == "cut":
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
             self.wfile.write(b'{"choices": [')
-            return self.connection.close()
+            self.connection.close()
         elif fault == "denied":
-            return self.send({"error": "no key"}, 401)
+            self.send({"error": "no key"}, 401)
+        else:
+            return False
+        return True
+
+    def do_POST(self) -> None:
+        body, fault = self.asked(), self.server.next_fault()
+        if self.failed(fault):
+            return None
+        if fault == "slow":
+            time.sleep(1.5)
         kind = "messages" if "messages" in body else "token ids" if isinstance(body["prompt"], list) else "text"
         if kind not in self.server.takes:
             return self.send({"error": f"no {kind} here"}, 400)

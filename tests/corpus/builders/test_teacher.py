@@ -26,31 +26,17 @@ class Teacher(Handler):
 
     replies: dict[str, str]
 
+    retry_after = "0"
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.asked.append((self.path, body))
-            self.server.keys.add(self.headers["Authorization"])
-        fault = self.server.next_fault()
-        if fault == "429":
-            return self.send({"error": "too many"}, 429, {"Retry-After": "0"})
-        if fault == "500":
-            return self.send({"error": "out of memory"}, 500)
-        if fault == "garbage":
-            return self.raw(b"<html>the gateway is tired</html>")
-        if fault == "cut":
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b'{"choices": [')
-            return self.connection.close()
-        if fault == "denied":
-            return self.send({"error": "no key"}, 401)
+        body = self.asked()
+        if self.failed(self.server.next_fault()):
+            return
         passage = body["messages"][0]["content"].partition("Passage:\n")[2]
         fitting = [reply for word, reply in self.replies.items() if word in passage]
         told = fitting[0] if fitting else said("q?", "a", "no such words")
         finish = "length" if told == "CUT" else "stop"
-        return self.send({"choices": [{"message": {"content": told}, "finish_reason": finish}]})
+        self.send({"choices": [{"message": {"content": told}, "finish_reason": finish}]})
 
 
 def said(question: str, answer: str, quote: str) -> str:
