@@ -9,9 +9,9 @@ from typing import Any
 from finetune.config.build import Built, Headed, given_columns, read_columns
 from finetune.config.data import Source, Task, placeholders
 from finetune.corpus import conversations
-from finetune.corpus.clean import compiled
 from finetune.corpus.glossary import original
 from finetune.corpus.ledger import Reject
+from finetune.corpus.patterns import found_in
 from finetune.corpus.records import Chat, Message, mode_of
 from finetune.corpus.tables import Row
 
@@ -75,8 +75,9 @@ def fill(template: str, row: Mapping[str, str]) -> str:
 
 
 def unmet(where: Mapping[str, str], columns: Mapping[str, str]) -> str | None:
-    """The first column in which its regular expression is not found, or None."""
-    return next((name for name, pattern in where.items() if not compiled(pattern).search(columns[name])), None)
+    """The first column in which its regular expression is not found, or None. RecipeError for one without end."""
+    place = f"{columns['_file']}:{columns['_line']}"
+    return next((name for name, pattern in where.items() if not found_in(columns[name], pattern, place)), None)
 
 
 def build_chat(name: str, task: Task, item: Item) -> Chat:

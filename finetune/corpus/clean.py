@@ -1,6 +1,5 @@
 """Repair of broken text, and filters that drop a row."""
 
-import functools
 import json
 import re
 import unicodedata
@@ -78,8 +77,3 @@ def filter_reason(texts: Sequence[str], filters: Filters) -> tuple[str, str] | N
             if measured := find_repetition(text, filters.repetition):
                 return "repetition", measured
     return None
-
-
-@functools.cache
-def compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)

@@ -1,21 +1,15 @@
 """Documents become rows: their blocks, in reading order, cut on the document's own structure."""
 
 import re
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 from finetune.config.data import Cut
 from finetune.corpus.blocks import Block
 from finetune.corpus.clauses import cut_clauses
 from finetune.corpus.logs import cut_log
+from finetune.corpus.patterns import find_all
 from finetune.corpus.streams import BadInput, Line, bad
 from finetune.corpus.tables import Found, Row
-from finetune.errors import RecipeError
-
-_SECONDS = 30
-"""Processor seconds that a pattern may work on one document."""
 
 
 def cut_document(name: str, kind: str, blocks: Sequence[Block], cut: Cut) -> Iterable[Found]:
@@ -80,13 +74,7 @@ def _cut_pattern(name: str, blocks: Sequence[Block], cut: Cut) -> Iterator[Found
     assert cut.pattern is not None, "checks ask for a pattern when cut.by is pattern"
     text = _joined(blocks)
     starts = _line_starts(blocks)
-    try:
-        with _at_most(_SECONDS):
-            matches = list(re.finditer(cut.pattern, text, re.MULTILINE | re.DOTALL))
-    except TimeoutError:
-        rule = f"the pattern was still at work on this document after {_SECONDS} s: it backtracks"
-        fix = "write cut.pattern without a repeat inside a repeat, and name what ends each group"
-        raise RecipeError.one(name, cut.pattern, rule, fix) from None
+    matches = find_all(text, re.compile(cut.pattern, re.MULTILINE | re.DOTALL), name)
     at = 0
     for match in matches:
         groups = {key: " ".join((value or "").split()) for key, value in match.groupdict().items()}
@@ -96,28 +84,6 @@ def _cut_pattern(name: str, blocks: Sequence[Block], cut: Cut) -> Iterator[Found
     if not matches:
         rule = "the pattern is found nowhere in this document"
         yield bad(name, 0, "cannot be cut", rule, "correct cut.pattern", cut.pattern)
-
-
-@contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """TimeoutError after so many seconds of this process's own work; the regular expression engine looks for signals.
-
-    Only the main thread may set a timer: units of work run there. Elsewhere there is no limit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def _line_starts(blocks: Sequence[Block]) -> list[tuple[int, int]]:

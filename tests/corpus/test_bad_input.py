@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,34 @@ def test_too_few_groups_for_a_test_is_an_error(corpus: Any) -> None:
     found = problems(corpus)
     assert found[0].path == "tasks.action"
     assert found[0].rule == "a task needs at least 2 groups of rows for testing"
+
+
+ENDLESS = "(a+)+$"
+
+
+@pytest.mark.parametrize("where", ["source", "task", "builder"])
+def test_a_condition_that_backtracks_is_an_error_soon_and_no_endless_run(
+    corpus: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad regular expression in `where` held a run for hours, with neither a line nor an end."""
+    monkeypatch.setattr("finetune.corpus.patterns.SECONDS", 0.2)
+    changed = rows(corpus)
+    changed[4]["text"] = "a" * 40 + "!"
+    corpus.write_rows("orders.jsonl", changed)
+    if where == "builder":
+        fields = {"builder": "fields", "source": "orders", "text": "text", "patterns": {"action": ENDLESS}}
+        corpus.config["build"] = {"made": fields}
+        corpus.config["tasks"]["action"]["source"] = "made"
+    else:
+        told = corpus.config["sources"]["orders"] if where == "source" else corpus.config["tasks"]["action"]
+        told["where"] = {"text": f"^order|{ENDLESS}"}
+    began = time.process_time()
+    problem = the_problem(corpus)
+    assert time.process_time() - began < 10
+    assert (problem.path, problem.value) == (
+        ("build", ENDLESS) if where == "builder" else ("orders.jsonl:5", f"^order|{ENDLESS}")
+    )
+    assert "it backtracks" in problem.rule
 
 
 def test_a_task_whose_filter_leaves_no_row_is_an_error(corpus: Any) -> None:

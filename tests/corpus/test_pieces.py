@@ -336,7 +336,7 @@ def test_what_is_made_to_exhaust_ends_soon_and_in_bounded_memory(what: str) -> N
 
 
 def test_a_pattern_that_backtracks_is_an_error_and_no_endless_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.corpus.documents._SECONDS", 0.2)
+    monkeypatch.setattr("finetune.corpus.patterns.SECONDS", 0.2)
     with pytest.raises(RecipeError, match="it backtracks"):
         read("a.txt", b"a" * 40 + b"!", cut=Cut(by="pattern", pattern="(?P<a>(a+)+)$"))
     found, _ = read("a.txt", b"aaa", cut=Cut(by="pattern", pattern="(?P<a>(a+)+)$"))

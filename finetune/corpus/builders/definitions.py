@@ -8,7 +8,7 @@ from finetune.config.build import DefinitionBuilder
 from finetune.corpus.build import Item
 from finetune.corpus.builders.drafts import Draft, Found, Span, Unused
 from finetune.corpus.builders.sentences import Extent, around, is_chinese, sentences, squeeze
-from finetune.corpus.clean import compiled
+from finetune.corpus.patterns import compiled, find_all
 
 _QUOTED = re.compile(
     r"[\"“](?P<term>[^\"“”\n]{1,80})[\"”](?P<scope>,?\s(?:in relation to|with respect to|as used|when used|"
@@ -83,7 +83,7 @@ def build(spec: DefinitionBuilder, items: Sequence[Item]) -> Found:
 def definitions(text: str, pattern: str | None = None) -> Iterator[Definition]:
     """The definitions that a text gives, in order, each with why it is of no use or with ''."""
     if pattern is not None:
-        for match in compiled(pattern).finditer(text):
+        for match in find_all(text, compiled(pattern), "build"):
             yield _checked(text, match.span("term"), match.span("definition"), match.span(), "")
         return
     limits = sentences(text)

@@ -8,7 +8,7 @@ from finetune.config.build import FieldsBuilder, Values
 from finetune.corpus.build import Item
 from finetune.corpus.builders.drafts import Draft, Found, Span, Unused
 from finetune.corpus.builders.sentences import Extent
-from finetune.corpus.clean import compiled
+from finetune.corpus.patterns import compiled, find_all
 
 _CELLS = re.compile(r"(?:^|(?<=\|))([^|\n]*)(?=\||$)")
 _LINE = re.compile(r"[^\n]+")
@@ -83,7 +83,7 @@ def _labelled(spec: Values, text: str) -> dict[str, Extent]:
     """The first value of each key; a value found twice with different words is left out, as it is not one value."""
     found: dict[str, Extent] = {}
     for key, pattern in _patterns(spec).items():
-        places = [_value(match) for match in compiled(pattern).finditer(text)]
+        places = [_value(match) for match in find_all(text, compiled(pattern), "build")]
         texts = {text[slice(*place)] for place in places if place[0] < place[1]}
         if len(texts) == 1:
             found[key] = next(place for place in places if place[0] < place[1])
