@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from finetune.config.data import Task
-from finetune.corpus import conversations, dedup, keys, store, tokens
+from finetune.corpus import conversations, dedup, draws, keys, store, tokens
 from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, names_in, unmet
 from finetune.corpus.engine import work_off
 from finetune.corpus.ledger import Ledger, Reject
@@ -43,18 +43,14 @@ class Unit:
 
 @dataclass
 class Examples:
-    """The examples of one task: an array entry for each, `alive` while nothing has dropped it."""
+    """The examples of one task. What is held of each is on which side it lies and whether it is `alive`: nothing has
+    dropped it. Other arrays are read from disk, folder by folder: `draw` (of the step that caps, in [0, 1)), `group`,
+    `supervised` and `longest` (tokens of all and of the longest of its token rows), `said`."""
 
     task: str
     folders: list[Path]
     side: store.Array
     """Position in SIDES."""
-    draw: store.Array
-    """Draws of the step that caps, in [0, 1)."""
-    group: store.Array
-    supervised: store.Array
-    longest: store.Array
-    """Tokens of the longest of its token rows."""
     alive: store.Mask
     starts: list[int]
     """Position of the first example of each folder, and the end."""
@@ -67,8 +63,25 @@ class Examples:
         """Those still there that lie on this side."""
         return self.alive & (self.side == SIDES.index(side))
 
+    def each(self, array: str, which: store.Mask) -> Iterator[store.Array]:
+        """One of the arrays for those of `which`, folder by folder, without folders that have none."""
+        for folder, mask in self.parts(which):
+            with np.load(folder / "examples.npz") as arrays:
+                yield arrays[array][mask]
+
     def groups(self, which: store.Mask) -> int:
-        return len(keys.distinct(self.group[which]))
+        return sum(map(len, keys.runs(lambda: self.each("group", which))))
+
+    def supervised(self, which: store.Mask) -> int:
+        """Their supervised tokens together."""
+        return sum(int(found.sum()) for found in self.each("supervised", which))
+
+    def lowest(self, which: store.Mask, most: int) -> store.Mask:
+        """The `most` of these with the lowest draws."""
+        taken = np.zeros(len(which), bool)
+        masks = draws.lowest(lambda: self.each("draw", which), most)
+        taken[which] = np.concatenate([np.empty(0, bool), *masks])
+        return taken
 
     def parts(self, which: store.Mask) -> Iterator[tuple[Path, store.Mask]]:
         """(folder, which of its examples) for each folder that has some of `which`."""
@@ -80,28 +93,23 @@ class Examples:
         for folder, mask in self.parts(which):
             yield from store.read(folder / EXAMPLES, mask, columns)
 
-    def rejects(
-        self, gone: store.Mask, step: str, reason: str, tokens: store.Array | None = None
-    ) -> Iterator[Reject]:
-        """`tokens` of each example are told as the detail of its reject."""
-        for folder, mask in self.parts(gone):
-            start = self.starts[self.folders.index(folder)]
-            here = slice(start, start + len(mask))
-            details = "" if tokens is None else [f"{count} tokens" for count in tokens[here][mask].tolist()]
-            yield from store.rejects(folder / EXAMPLES, mask, step, reason, details, self.supervised[here][mask])
-
-    def drop(
-        self, job: Job, step: str, side: Side, gone: store.Mask, reason: str, tokens: store.Array | None = None
-    ) -> None:
-        """Take these out and count them: an entry for each side of a task."""
+    def drop(self, job: Job, step: str, side: Side, gone: store.Mask, reason: str, *, tell: bool = False) -> None:
+        """Take these out and count them: an entry for each side of a task. `tell`: rejects say how long they are."""
         before = self.on(side)
         gone = gone & before
         self.alive &= ~gone
         after = self.on(side)
-        tokens_in, tokens_out = (int(self.supervised[which].sum()) for which in (before, after))
-        rejects = self.rejects(gone, step, reason, tokens)
+        tokens = self.supervised(before), self.supervised(after)
+        rejects = self._rejects(gone, step, reason, tell)
         label = f"{self.task}/{side}"
-        job.ledger.record(step, label, int(before.sum()), int(after.sum()), rejects, (tokens_in, tokens_out))
+        job.ledger.record(step, label, int(before.sum()), int(after.sum()), rejects, tokens)
+
+    def _rejects(self, gone: store.Mask, step: str, reason: str, tell: bool) -> Iterator[Reject]:
+        for (folder, mask), lost, longest in zip(
+            self.parts(gone), self.each("supervised", gone), self.each("longest", gone), strict=True
+        ):
+            details = [f"{count} tokens" for count in longest.tolist()] if tell else ""
+            yield from store.rejects(folder / EXAMPLES, mask, step, reason, details, lost)
 
 
 def build_tasks(job: Job, shards: Shards) -> dict[str, Examples]:
@@ -113,13 +121,10 @@ def build_tasks(job: Job, shards: Shards) -> dict[str, Examples]:
     made = {}
     for name, task in job.settings.tasks.items():
         mine = [folder for unit, folder in zip(units, folders, strict=True) if unit.task == name]
-        side, draws, group, supervised, longest = store.load(
-            mine, "examples", "side", "draw", "group", "supervised", "longest"
-        )
-        sizes = [len(store.load([folder], "examples", "side")[0]) for folder in mine]
-        starts = [0, *np.cumsum(sizes).tolist()]
-        alive = np.ones(starts[-1], bool)
-        made[name] = Examples(name, mine, side, draws, group, supervised, longest, alive, starts)
+        sides = list(store.each(mine, "examples", "side"))
+        starts = [0, *np.cumsum([len(found) for found in sides]).tolist()]
+        side = np.concatenate([np.empty(0, np.uint8), *sides])
+        made[name] = Examples(name, mine, side, np.ones(starts[-1], bool), starts)
         assert job.ledger.follow(name, ("task", "parts")).rows_out == starts[-1], f"{name}: an example was lost"
         given = job.ledger.entry("task", name).rows_in
         assert given == sum(map(len, shards[task.source])), f"{name}: a row of {task.source} was lost"
@@ -139,7 +144,7 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
 
     nested = plan.nested(unit.shard.source)
     arrays: list[tuple[int, ...]] = []
-    draws: list[float] = []
+    drawn: list[float] = []
     answers: list[tuple[int, int]] = []
     supervised = 0
     with (
@@ -167,14 +172,14 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
             side = plan.side_of(item)
             group = store.short_key(item.group)
             said = store.key("\0".join(map(dedup.normalise, [*system, *asked, *answered])))
-            draws.append(draw(plan.settings.seed, f"{name}/{side}", example.chat.id))
+            drawn.append(draw(plan.settings.seed, f"{name}/{side}", example.chat.id))
             longest = max((len(turn.input_ids) for turn in turns), default=0)
             arrays.append((SIDES.index(side), group, sum(counts), longest, *said))
             answers += [(store.short_key(answer), group) for answer in (*system, *answered, *thought)]
         ledger.made("parts" if cuts else "task", name, supervised)
     columns = np.array(arrays, np.uint64).reshape(-1, 6).T
     np.savez(
-        folder / "examples.npz", side=columns[0].astype(np.uint8), draw=np.array(draws), group=columns[1],
+        folder / "examples.npz", side=columns[0].astype(np.uint8), draw=np.array(drawn), group=columns[1],
         supervised=columns[2].astype(np.int32), longest=columns[3].astype(np.int32), said=columns[4:].T,
     )  # fmt: skip
     np.savez(folder / "answers.npz", answer=np.array(answers, np.uint64).reshape(-1, 2))
@@ -228,17 +233,7 @@ def find_labels(examples: Examples) -> keys.Keys:
     """Values of answers and system turns (as keys) that more than one group gives: labels, a prompt that all rows
     stand under. Sharing one is what a task is about, no leak."""
 
-    def pairs() -> Iterator[store.Array]:
-        return store.each(examples.folders, "answers", "answer")
-
-    values = keys.repeated(keys.join(sum(map(len, pairs())), (found[:, 0] for found in pairs()))).values
-    least, most = np.full(len(values), np.iinfo(np.uint64).max, np.uint64), np.zeros(len(values), np.uint64)
-    for found in pairs():
-        found = found[keys.Keys(values).hold(found[:, 0])]
-        at = np.searchsorted(values, found[:, 0])
-        np.minimum.at(least, at, found[:, 1])
-        np.maximum.at(most, at, found[:, 1])
-    return keys.Keys(values[least != most])
+    return keys.mixed(lambda: store.each(examples.folders, "answers", "answer"))
 
 
 def compared(row: dict[str, list[str]], labels: Container[int]) -> tuple[list[str], list[str]]:

@@ -12,9 +12,10 @@ from finetune.corpus.languages import WRITINGS
 from finetune.corpus.preferences import PREFERENCES
 from finetune.corpus.records import Mode, write_line
 from finetune.corpus.settings import Job
-from finetune.corpus.sides import Sides, general_rows
+from finetune.corpus.sides import Sides
 from finetune.corpus.split import SIDES, Side
 from finetune.corpus.store import Shard
+from finetune.corpus.texts import general_rows
 from finetune.corpus.training import Tokens, token_rows
 
 

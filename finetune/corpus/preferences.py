@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config.data import ReadyPreferences
-from finetune.corpus import conversations, store
+from finetune.corpus import conversations, keys, store
 from finetune.corpus.build import Item, fill, names_in, unmet
 from finetune.corpus.engine import work_off
+from finetune.corpus.evaluation import Evaluation, leak, show
 from finetune.corpus.ledger import Ledger, Reject
 from finetune.corpus.read import capped
 from finetune.corpus.records import Message, Preference, mode_of
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
-from finetune.corpus.sides import Evaluation, Sides, leak, save_groups, show
+from finetune.corpus.sides import Sides, save_groups
 from finetune.errors import Problem, RecipeError
 
 PREFERENCES = "preferences.jsonl"
@@ -48,7 +49,7 @@ def make_preferences(job: Job, shards: Shards, sides: Sides, evaluation: Evaluat
 def pair(unit: Unit, folder: Path, *, plan: Plan, tested: Path, evaluation: Evaluation) -> None:
     """One unit of work."""
     name, use = unit.use, plan.settings.preferences[unit.use]
-    label, groups = f"preferences/{name}", set(np.load(tested).tolist())
+    label, groups = f"preferences/{name}", keys.Keys(np.load(tested, "r"))
     index = evaluation.index() if evaluation.on else None
 
     def judge(item: Item) -> Reject | None:

@@ -57,7 +57,8 @@ def run(
     from finetune.corpus.preferences import make_preferences
     from finetune.corpus.read import list_files
     from finetune.corpus.rows import read_rows
-    from finetune.corpus.sides import check, split, take_general, take_sides
+    from finetune.corpus.sides import check, split, take_sides
+    from finetune.corpus.texts import take_general
     from finetune.corpus.training import fit_length, make_replay, make_text, mix_modes, mix_tasks
     from finetune.corpus.whole import drop_boilerplate, note_times
 

@@ -1,29 +1,24 @@
 """Steps from examples to the three sides: split, general text, decontamination, caps, and the cross-split check."""
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.artifacts import hash_file
-from finetune.config.data import Task, TextUse
-from finetune.config.prepare import Decontaminate
+from finetune.config.data import Task
 from finetune.corpus import keys, store
-from finetune.corpus.build import fill
 from finetune.corpus.engine import work_off
+from finetune.corpus.evaluation import Evaluation, leak, show
 from finetune.corpus.examples import EXAMPLES, Examples, compared, find_labels
-from finetune.corpus.leaks import EvaluationIndex
-from finetune.corpus.ledger import Ledger, Reject, sample_of
-from finetune.corpus.records import write_line
-from finetune.corpus.rows import Shards
+from finetune.corpus.ledger import Ledger
 from finetune.corpus.settings import Job, Plan
 from finetune.corpus.split import SIDES, Side
+from finetune.corpus.texts import general_rows
 from finetune.errors import Problem
 
 Sides = dict[str, Examples]
@@ -35,7 +30,7 @@ def split(job: Job, sides: Sides) -> None:
     problems: list[Problem] = []
     for name, found in sides.items():
         into = {side: int(found.on(side).sum()) for side in SIDES}
-        tokens = int(found.supervised[found.alive].sum())
+        tokens = found.supervised(found.alive)
         job.ledger.record("split", name, int(found.alive.sum()), sum(into.values()), tokens=(tokens, tokens), into=into)
         problems += _lopsided(name, job.settings.tasks[name], found, job.plan)
     job.refuse(problems)
@@ -68,44 +63,6 @@ def _lopsided(name: str, task: Task, found: Examples, plan: Plan) -> list[Proble
             )
         )
     return problems
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the evaluation rows say, in a file: {"name", "values", "prompt"} a line. None: nothing is compared."""
-
-    settings: Decontaminate
-    file: Path
-
-    @property
-    def on(self) -> bool:
-        return self.settings.ngram is not None
-
-    def add(self, rows: Iterable[tuple[str, list[str], list[str]]]) -> None:
-        with self.file.open("a", encoding="utf-8") as file:
-            for name, values, prompt in rows:
-                file.write(write_line({"name": name, "values": values, "prompt": prompt}) + "\n")
-
-    def frozen(self) -> "Evaluation":
-        """As it is now, under a name of its content: what units of work read does not change under them."""
-        other = Evaluation(self.settings, self.file.with_name(f"evaluation-{hash_file(self.file)[:12]}.jsonl"))
-        other.file.write_bytes(self.file.read_bytes())
-        return other
-
-    def index(self) -> EvaluationIndex:
-        assert self.settings.ngram is not None, "asked for where decontamination is on"
-        return _index(self.settings.ngram, self.settings.edited, self.file)
-
-
-@functools.lru_cache(maxsize=2)
-def _index(n: int, edited: bool, file: Path) -> EvaluationIndex:
-    """Read once in a process."""
-    index = EvaluationIndex(n, edited)
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            index.add(row["name"], row["values"], row["prompt"])
-    return index
 
 
 def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]]) -> Evaluation:
@@ -169,7 +126,7 @@ def _decontaminate(
 
 def look_for_leaks(part: Part, folder: Path, *, labels: Path, others: list[Evaluation]) -> None:
     """One unit of work: which examples of this side share nothing with an evaluation row."""
-    indices, known = [other.index() for other in others], keys.Keys(np.load(labels / f"labels-{part.task}.npy"))
+    indices, known = [other.index() for other in others], keys.Keys(np.load(labels / f"labels-{part.task}.npy", "r"))
     with np.load(part.folder / "examples.npz") as arrays:
         mine, supervised = arrays["side"] == SIDES.index(part.side), arrays["supervised"]
     clean = np.ones(len(mine), bool)
@@ -192,124 +149,26 @@ def look_for_leaks(part: Part, folder: Path, *, labels: Path, others: list[Evalu
     np.save(folder / "clean.npy", clean | ~mine)
 
 
-def leak(row: Mapping[str, Any], hit: tuple[str, str], tokens: int = 0) -> Reject:
-    """A row that shares a passage with an evaluation row: `hit` as EvaluationIndex.find gives it."""
-    why, detail = "shared with an evaluation row", f"{hit[0]}: {hit[1]}"
-    return Reject(row["file"], row["line"], row["id"], "decontaminate", why, detail, supervised_tokens=tokens)
-
-
-def show(ledger: Ledger, label: str, reject: Reject, hit: tuple[str, str], text: str) -> None:
-    if ledger.wants("decontaminate"):
-        sample = sample_of(label, reject, text)
-        ledger.sample("decontaminate", {**sample, "evaluation": hit[0], "passage": hit[1]})
-
-
 def _cap(job: Job, found: Examples, side: Side, most: int) -> None:
     # Whole ids are drawn, so that which rows are taken depends neither on their order nor on their number.
-    rows = np.flatnonzero(found.on(side))
-    over = np.zeros(len(found.alive), bool)
-    over[rows[np.argsort(found.draw[rows], kind="stable")[most:]]] = True
+    mine = found.on(side)
+    over = mine & ~found.lowest(mine, most)
     found.drop(job, "cap", side, over, f"over {side}_rows")
 
 
-def take_general(job: Job, shards: Shards) -> list[tuple[str, store.Shard]]:
-    """General text to measure forgetting on: (kind, shard). From a source that is trained on, only its test groups."""
-    trained = {use.source for use in job.settings.text}
-    if job.settings.replay is not None:
-        trained.add(job.settings.replay.source)
-    taken: list[tuple[str, store.Shard]] = []
-    for kind, use in job.settings.general.items():
-        label = f"general/{kind}"
-        found = take_text(job, label, use, shards[use.source], ("test",) if use.source in trained else SIDES, label)
-        if not any(map(len, found)):
-            rule, fix = "no text is left to measure forgetting on", "name a source with more text"
-            job.refuse([Problem(f"general.{kind}", use.source, rule, fix)])
-        taken += [(kind, shard) for shard in found]
-    return taken
-
-
-def general_rows(job: Job, general: Iterable[tuple[str, store.Shard]]) -> Iterator[dict[str, str]]:
-    for kind, shard in general:
-        template, nested = job.settings.general[kind].template, job.plan.nested(shard.source)
-        for item in shard.items(nested):
-            yield {"id": f"{kind}/{item.id}", "kind": kind, "text": fill(template, item.columns)}
-
-
-_OTHER_SIDE, _EMPTY, _HELD = -1, -2, -3
 _MOST_WRONG = 1000
 """Problems of one kind that are told at one time."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Rows of a text use whose length in characters is asked for: a unit of work."""
-
-    label: str
-    template: str
-    sides: tuple[Side, ...]
-    shard: store.Shard
-
-
-def take_text(
-    job: Job, label: str, use: TextUse, shards: list[store.Shard], sides: tuple[Side, ...], name: str,
-    held: Path | None = None,
-) -> list[store.Shard]:  # fmt: skip
-    """Rows of a text use that lie on the wanted sides, in order, up to max_chars; none of the groups in `held`, a file
-    of `save_groups`. `name` is that of one use alone."""
-    home = f"measure-{name.replace('/', '-')}"
-    units = [Measured(label, use.template, sides, shard) for shard in shards]
-    work = partial(measure, plan=job.plan, held=held)
-    folders = work_off(home, units, work, scratch=job.scratch, engine=job.engine, say=job.say)
-    taken, chars, rows_in, rows_out = [], 0, 0, 0
-    rejects: list[Iterator[Reject]] = []
-    for number, (shard, folder) in enumerate(zip(shards, folders, strict=True)):
-        lengths = np.load(folder / "lengths.npy")
-        if use.max_chars is not None:
-            for row, length in enumerate(lengths.tolist()):
-                if length > 0 and chars + length > use.max_chars:
-                    lengths[row] = 0
-                chars += max(0, int(lengths[row]))
-        keep = lengths > 0
-        kept = shard.narrowed(keep, job.scratch / home / f"{number:06d}.npy")
-        rejects.append(_left_out(shard, lengths, keep))
-        taken.append(kept)
-        rows_in, rows_out = rows_in + len(keep), rows_out + int(keep.sum())
-    job.ledger.record("text", label, rows_in, rows_out, (reject for found in rejects for reject in found))
-    return taken
-
-
-def _left_out(shard: store.Shard, lengths: store.Array, keep: store.Mask) -> Iterator[Reject]:
-    whole = shard.mask()
-    gone = np.ones(len(keep), bool) if whole is None else whole.copy()
-    gone[np.flatnonzero(gone)] = ~keep
-    words = {
-        _OTHER_SIDE: "other side of the split", _EMPTY: "empty text", _HELD: "group of a held-out row",
-        0: "over max_chars",
-    }  # fmt: skip
-    reasons = [words[length] for length in lengths[~keep].tolist()]
-    return store.rejects(shard.folder / store.ITEMS, gone, "text", reasons)
-
-
-def measure(unit: Measured, folder: Path, *, plan: Plan, held: Path | None = None) -> None:
-    """One unit of work: characters of each row's text, or why it is left out."""
-    lengths = []
-    groups = keys.Keys(np.empty(0, np.uint64) if held is None else np.load(held))
-    for item in unit.shard.items(plan.nested(unit.shard.source)):
-        text = fill(unit.template, item.columns)
-        if plan.side_of(item) not in unit.sides:
-            lengths.append(_OTHER_SIDE)
-        elif store.short_key(item.group) in groups:
-            lengths.append(_HELD)
-        else:
-            lengths.append(len(text) if text.strip() else _EMPTY)
-    np.save(folder / "lengths.npy", np.array(lengths, np.int64))
 
 
 def save_groups(job: Job, sides: Sides, *on: Side) -> Path:
     """A file with the keys of the groups whose rows lie on these sides in any task, also of rows that were dropped."""
     wanted = [SIDES.index(side) for side in on]
     path = job.scratch / f"groups-{'-'.join(on)}.npy"
-    np.save(path, np.unique(np.concatenate([found.group[np.isin(found.side, wanted)] for found in sides.values()])))
+
+    def groups() -> Iterator[store.Array]:
+        return (group for found in sides.values() for group in found.each("group", np.isin(found.side, wanted)))
+
+    np.save(path, np.concatenate([np.empty(0, np.uint64), *keys.runs(groups)]))
     return path
 
 
@@ -338,22 +197,16 @@ def check(job: Job, sides: Sides) -> None:
 
 def _two_sides(sides: Sides) -> list[Problem]:
     """Rows of different sides that say the same, over all tasks."""
-    groups = [keys.distinct(_joined(sides, side, _groups)).values for side in SIDES]
-    assert not len(keys.repeated(np.concatenate(groups))), "a group lies on two sides"
-    del groups
+    assert not len(keys.mixed(lambda: _beside(sides, "group"))), "a group lies on two sides"
     # Half of a key tells nearly all rows apart: only rows whose half stands on two sides are looked at.
-    halves = [keys.distinct(_joined(sides, side, _halves)).values for side in SIDES]
-    shared = keys.repeated(np.concatenate(halves))
-    del halves
+    shared = keys.mixed(lambda: _beside(sides, "said"))
     if not len(shared):
         return []
-    told = {name: np.concatenate([shared.hold(half) for half in _halves(found)]) for name, found in sides.items()}
-    told = {name: which & sides[name].alive for name, which in told.items()}
-    said = np.concatenate([
-        said[told[name][start : start + len(said)]]
-        for name, found in sides.items()
-        for start, said in zip(found.starts, store.each(found.folders, "examples", "said"), strict=False)
-    ])  # fmt: skip
+    told = {name: np.zeros(len(found.alive), bool) for name, found in sides.items()}
+    for name, found in sides.items():
+        halves = found.each("said", found.alive)
+        told[name][found.alive] = np.concatenate([np.empty(0, bool), *(shared.hold(said[:, 0]) for said in halves)])
+    said = np.concatenate([said for name, found in sides.items() for said in found.each("said", told[name])])
     side = np.concatenate([found.side[told[name]] for name, found in sides.items()])
     first = keys.firsts(said)
     apart = np.flatnonzero(side != side[first])[:_MOST_WRONG].tolist()
@@ -371,23 +224,10 @@ def _two_sides(sides: Sides) -> list[Problem]:
     ]
 
 
-def _groups(found: Examples) -> Iterator[store.Array]:
-    return (found.group[start:end] for start, end in pairwise(found.starts))
-
-
-def _halves(found: Examples) -> Iterator[store.Array]:
-    """Of each folder the first halves of the keys of what its examples say."""
-    return (said[:, 0] for said in store.each(found.folders, "examples", "said"))
-
-
-def _joined(sides: Sides, side: Side, parts: Callable[[Examples], Iterator[store.Array]]) -> store.Array:
-    """Keys of the examples on this side, over all tasks."""
-    on = {name: found.on(side) for name, found in sides.items()}
-    return keys.join(
-        sum(int(which.sum()) for which in on.values()),
-        (
-            part[on[name][start : start + len(part)]]
-            for name, found in sides.items()
-            for start, part in zip(found.starts, parts(found), strict=False)
-        ),
-    )
+def _beside(sides: Sides, array: str) -> Iterator[store.Array]:
+    """Keys of the examples of all tasks (of `said` their first halves), and beside each the place of its side."""
+    for found in sides.values():
+        for side in range(len(SIDES)):
+            for part in found.each(array, found.alive & (found.side == side)):
+                key = part if part.ndim == 1 else part[:, 0]
+                yield np.stack([key, np.full(len(key), side, np.uint64)], axis=1)

@@ -12,17 +12,22 @@ import pyarrow.parquet as pq
 from finetune.config.data import TextUse
 from finetune.corpus import store, tokens
 from finetune.corpus.build import Item, fill
+from finetune.corpus.draws import lowest
 from finetune.corpus.engine import work_off
+from finetune.corpus.evaluation import Evaluation, leak, show
 from finetune.corpus.examples import EXAMPLES
 from finetune.corpus.ledger import Ledger, Reject
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
-from finetune.corpus.sides import Evaluation, Sides, leak, save_groups, show, take_text
+from finetune.corpus.sides import Sides, save_groups
 from finetune.corpus.split import SIDES, Side, draw
+from finetune.corpus.texts import take_text
 from finetune.errors import Problem, RecipeError
 
 Tokens = list[tuple[Path, store.Mask]]
 """(folder, which of its token rows)."""
+_TOGETHER = 1 << 17
+"""Draws that are looked at in one piece."""
 
 
 def fit_length(job: Job, sides: Sides) -> None:
@@ -34,9 +39,11 @@ def fit_length(job: Job, sides: Sides) -> None:
     problems: list[Problem] = []
     for found in sides.values():
         for side in SIDES:
-            long = found.on(side) & (found.longest > limit)
+            long = found.on(side)
+            lengths = np.concatenate([np.empty(0, np.int32), *found.each("longest", long)])
+            long[long] = lengths > limit
             if policy == "drop":
-                found.drop(job, "length", side, long, "over max_length", found.longest)
+                found.drop(job, "length", side, long, "over max_length", tell=True)
                 continue
             found.drop(job, "length", side, np.zeros_like(long), "over max_length")
             rows = found.chats(long, "file", "line")
@@ -47,7 +54,7 @@ def fit_length(job: Job, sides: Sides) -> None:
                     f"a row has at most sft.max_length={limit}",
                     f"set sft.max_length={length}, or {other}",
                 )
-                for length, row in zip(found.longest[long].tolist(), rows, strict=True)
+                for length, row in zip(lengths[lengths > limit].tolist(), rows, strict=True)
             ]
     job.refuse(problems)
 
@@ -82,7 +89,7 @@ def mix_modes(job: Job, sides: Sides) -> None:
         for row in store.read(folder / tokens.ROWS, mask, ["id", "mode"]):
             think.append(row["mode"] == "think")
             draws.append(draw(job.settings.seed, f"mix/{row['mode']}", row["id"]))
-    thinking, drawn = np.array(think, bool), np.array(draws)
+    thinking, drawn = np.frombuffer(think, bool), np.frombuffer(draws)
     counts = {"think": int(thinking.sum()), "plain": int((~thinking).sum())}
     for mode, count in counts.items():
         if not count:
@@ -98,16 +105,22 @@ def mix_modes(job: Job, sides: Sides) -> None:
     }
     keep = np.zeros(len(thinking), bool)
     for mode, mine in (("think", thinking), ("plain", ~thinking)):
-        rows = np.flatnonzero(mine)
-        keep[rows[np.argsort(drawn[rows], kind="stable")[: most[mode]]]] = True
+        keep[mine] = np.concatenate(list(lowest(lambda: _pieces(drawn, mine), most[mode])))  # noqa: B023 (called at once)
     _leave_over(job, sides, parts, keep, share)
+
+
+def _pieces(drawn: store.Array, mine: store.Mask) -> Iterator[store.Array]:
+    for begin in range(0, len(drawn), _TOGETHER):
+        part = slice(begin, begin + _TOGETHER)
+        yield drawn[part][mine[part]]
 
 
 def _leave_over(job: Job, sides: Sides, parts: Tokens, keep: store.Mask, share: float) -> None:
     """Count and list the supervised turns that are over, and let go of conversations without any other."""
-    rejects: list[Reject] = []
-    at = tokens_in = tokens_out = 0
+    at = 0
     for folder, mask in parts:
+        rejects: list[Reject] = []
+        before, tokens_in, tokens_out = at, 0, 0
         found = next(found for found in sides.values() if folder in found.folders)
         start = found.starts[found.folders.index(folder)]
         places = list(store.read(folder / EXAMPLES, columns=["file", "line"]))
@@ -129,9 +142,8 @@ def _leave_over(job: Job, sides: Sides, parts: Tokens, keep: store.Mask, share: 
         found.over[folder] = over
         here = slice(start, start + len(places))
         found.alive[here] &= left | ~found.on("train")[here]
-    job.ledger.record(
-        "mix", "train", len(keep), int(keep.sum()), rejects, (tokens_in, tokens_out), unit="supervised turns"
-    )
+        kept, given = int(keep[before:at].sum()), (tokens_in, tokens_out)
+        job.ledger.record("mix", "train", at - before, kept, rejects, given, unit="supervised turns")
 
 
 def mix_tasks(job: Job, sides: Sides) -> None:
@@ -151,19 +163,16 @@ def mix_tasks(job: Job, sides: Sides) -> None:
     for name, weight in mix.weights.items():
         found, count = sides[name], rows[name]
         wanted = max(1, round(scale * weight)) if count else 0
-        places = np.flatnonzero(found.on("train"))
-        places = places[np.argsort(found.draw[places], kind="stable")]
+        mine = found.on("train")
         if wanted <= count:
-            over = np.zeros(len(found.alive), bool)
-            over[places[wanted:]] = True
+            over = mine & ~found.lowest(mine, wanted)
             found.drop(job, "mix tasks", "train", over, "over the weight of its task")
             continue
-        before = again_tokens = int(found.supervised[places].sum())
+        before = again_tokens = found.supervised(mine)
         for at in range(count, wanted, count):
-            again = np.zeros(len(found.alive), bool)
-            again[places[: min(count, wanted - at)]] = True
+            again = found.lowest(mine, min(count, wanted - at))
             found.again.append(again)
-            again_tokens += int(found.supervised[again].sum())
+            again_tokens += found.supervised(again)
         job.ledger.record(
             "mix tasks", f"{name}/train", count, wanted, tokens=(before, again_tokens), made=wanted - count,
             tokens_made=again_tokens - before,
@@ -268,22 +277,20 @@ def make_replay(job: Job, shards: Shards, evaluation: Evaluation, sides: Sides) 
     found = take_text(job, "replay", text, shards[use.source], allowed, "replay", held)
     units = [Running("replay", "replay", use.template, shard, use.tokens) for shard in found]
     folders = _run_text(job, "replay", units, evaluation)
-    draw, counts = store.load(folders, "pieces", "draw", "counts")
-    rows, made, lost = (int(count) for count in counts.reshape(-1, 3).sum(axis=0))
-    if len(draw) < wanted:
+    rows, made, lost = (int(count) for count in np.sum(list(store.each(folders, "pieces", "counts")), axis=0))
+    chosen = list(lowest(lambda: store.each(folders, "pieces", "draw"), wanted))
+    pieces = sum(map(len, chosen))
+    if pieces < wanted:
         problem = Problem(
             "replay.share",
             use.share,
-            f"{wanted} pieces of {use.tokens} tokens are asked for, the source gives {len(draw)}",
+            f"{wanted} pieces of {use.tokens} tokens are asked for, the source gives {pieces}",
             "lower replay.share or replay.tokens, or name a longer source",
         )
         job.refuse([problem])
-    chosen = np.zeros(len(draw), bool)
-    chosen[np.argsort(draw, kind="stable")[:wanted]] = True
-    taken = int(chosen.sum())
+    taken = sum(int(mask.sum()) for mask in chosen)
     over = {"shorter than replay.tokens": lost, "over replay.share": made - lost - taken * use.tokens}
     job.ledger.record(
-        "cut replay", "replay", rows, rows, (), (made, taken * use.tokens), over, pieces=len(draw), chosen=taken
+        "cut replay", "replay", rows, rows, (), (made, taken * use.tokens), over, pieces=pieces, chosen=taken
     )
-    sizes = [len(np.load(folder / "valid.npy")) for folder in folders]
-    return list(zip(folders, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True))
+    return list(zip(folders, chosen, strict=True))
