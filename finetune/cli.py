@@ -147,12 +147,13 @@ def _plan(options: argparse.Namespace) -> int:
 
     from finetune.checks import check
     from finetune.checks.forms import recognised
+    from finetune.checks.steps import check_key
     from finetune.config import load
     from finetune.memory import here, plan, settle
     from finetune.progress import look
 
     recipe = load(options.words, config_dir=options.config_dir)
-    if problems := check(recipe):
+    if problems := [*check(recipe), *check_key(recipe, os.environ)]:
         raise RecipeError(problems)
     forms = list(recognised(recipe))
     found = here(Path(recipe.work))

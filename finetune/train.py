@@ -153,6 +153,7 @@ def ready(words: Sequence[str], config_dir: Path | None = None, *, elsewhere: bo
     """
     from finetune.checks import check
     from finetune.checks.data import check_writable
+    from finetune.checks.steps import check_key
     from finetune.memory import here, plan, settle
 
     recipe = load(words, config_dir=config_dir)
@@ -162,7 +163,7 @@ def ready(words: Sequence[str], config_dir: Path | None = None, *, elsewhere: bo
         asked, problems = None, [*check(recipe), *check_writable(Path(recipe.work))]
     else:
         asked, problems = found, check(recipe, here=found, launched=launched)
-    if problems:
+    if problems := [*problems, *check_key(recipe, os.environ)]:
         raise RecipeError(problems)
     recipe = settle(recipe, found, launched=launched)
     planned = plan(recipe, here=asked)

@@ -19,6 +19,7 @@ from finetune import artifacts, handoff, merge
 from finetune.artifacts import Artifact, Stage, hash_file
 from finetune.config import load
 from finetune.corpus.read import find_documents
+from finetune.corpus.redact import redact_key
 from finetune.errors import RecipeError
 from finetune.handoff.publish import publish as hand_out
 from finetune.train import identity
@@ -172,6 +173,30 @@ def test_no_path_name_or_person_of_this_machine_stands_in_any_text_of_the_bundle
             assert foreign or not host.search(text), path
     adapter = json.loads((bundle / "adapter/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == made.recipe.model.name
+
+
+def test_a_person_in_the_name_of_a_file_stands_nowhere_in_the_bundle_and_the_file_is_proved_still(made, tmp_path):
+    """A file called after a person stood in lineage.json and in the bill of materials, whatever the rows were told."""
+    person, digest = "john.smith@example.com", "c" * 64
+    name, source = f"letters/{person}.txt", next(iter(made.recipe.sources))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / f"{person}.txt").write_text("Terms")
+    recipe = made.recipe
+    sources = {**recipe.sources, source: recipe.sources[source].model_copy(update={"path": name})}
+    texts = {source: f"{person}.txt"}
+    told = {
+        "documents": {"root": str(tmp_path / "docs"), "files": {source: {name: digest}}},
+        "words": ["recipe=legal", f"++sources.{source}.path={name}"],
+    }
+    handed = recipe.handoff.model_copy(update={"licence_files": texts})
+    bundle = hand_over(made, tmp_path / "out", run_facts=told, sources=sources, handoff=handed)
+    for path in bundle.rglob("*"):
+        assert person not in path.name
+        assert not path.is_file() or person.encode() not in path.read_bytes(), path
+    hidden = redact_key(name, recipe.prepare.redact, recipe.seed)
+    assert json.loads((bundle / "lineage.json").read_text())["documents"][source] == {hidden: digest}
+    assert yaml.safe_load((bundle / "config.yaml").read_text())["sources"][source]["path"] == hidden
+    assert verify(bundle, deep=True, say=quiet) == []
 
 
 def test_one_byte_changed_anywhere_is_found_and_named(bundle, tmp_path):

@@ -286,6 +286,7 @@ def test_no_secret_and_no_place_is_told(tmp_path: Path) -> None:
     made = recipe(
         work, f"handoff.signing_key=/home/someone/{signature}.key", f"+sft.trl.hub_token={token}",
         f"description='see https://me:{password}@host.example/x?token={query}'", f"model.path={tmp_path}/weights",
+        "sources.speeches.path='letters/john.smith@example.com.txt'",
     )  # fmt: skip
     config = told.config_of(made)
     assert config["description"] == "see https://host.example/x"
@@ -294,7 +295,7 @@ def test_no_secret_and_no_place_is_told(tmp_path: Path) -> None:
     with Tracker.open(made, work, "d", say=pytest.fail) as tracker:
         tracker.log("sft", {"loss": 1.0}, 1)
     bytes_told = files(work)[0].read_bytes()
-    for secret in (*SECRETS, str(tmp_path), "someone", socket.gethostname()):
+    for secret in (*SECRETS, str(tmp_path), "someone", "john.smith", socket.gethostname()):
         assert len(secret) < 4 or secret.encode() not in bytes_told, secret
 
 

@@ -1,6 +1,6 @@
 """The steps on texts that a recipe may turn on: glossary, languages, page layout, split by time, cut rows, mixing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from finetune.checks.data import check_source_name
@@ -10,6 +10,15 @@ from finetune.config.load import suggest
 from finetune.corpus.languages import CODES
 from finetune.corpus.times import read_time
 from finetune.errors import Problem
+
+
+def check_key(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """The key of `prepare.redact`, told before the first row is read: only what prepares, or hands over, has it."""
+    if recipe.prepare.redact.key_sha256 is not None:
+        from finetune.corpus.redact import missing_key  # the recognisers take a tenth of the second that a plan has
+
+        if problem := missing_key(recipe.prepare.redact, environment):
+            yield problem
 
 
 def check_steps(recipe: Recipe) -> Iterator[Problem]:

@@ -1,9 +1,10 @@
 """Section `prepare`: what each step of the corpus preparation does."""
 
+import re
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from finetune.config.section import Section
 
@@ -72,8 +73,18 @@ class Redact(Section):
     """Street addresses of common English and Chinese forms."""
     scope: Literal["row", "document", "corpus"] = "row"
     """Where equal values share a placeholder. Beyond the row, rows can be linked to one another; it needs a key."""
-    key_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """sha256 of the key that the environment variable FINETUNE_REDACT_KEY holds, for wider scopes and for ids."""
+    key_sha256: str | None = None
+    """sha256 of the key that the environment variable FINETUNE_REDACT_KEY holds, for wider scopes, ids and files."""
+
+    @field_validator("key_sha256")
+    @classmethod
+    def _is_a_fingerprint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+            raise ValueError(
+                f"is no sha256 of a key, 64 digits of 0-9 and a-f ({len(value)} characters were given): "
+                "printf %s \"$FINETUNE_REDACT_KEY\" | sha256sum"
+            )
+        return value
 
     @model_validator(mode="after")
     def _has_key(self) -> Self:

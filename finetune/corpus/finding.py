@@ -30,6 +30,10 @@ _SUFFIXES = {name: name for name in get_args(Format) if name != "auto"} | {
 PACKED = {"gz": GZIP, "zst": ZSTD, "zstd": ZSTD}
 _TEXTUAL = ("csv", "tsv", "jsonl", "json", "obo", "txt", "md", "html")
 _MOST_SHOWN = 20
+_CHANGED = "this file changed, came or went away since its digest was taken"
+_CALM = "run again when nothing writes to it, or prepare a copy"
+Stamp = tuple[int, int, int]
+"""Size, time of the last change in nanoseconds, inode."""
 
 
 def find_documents(
@@ -38,7 +42,8 @@ def find_documents(
     """A pseudo artifact at data_root whose digest stands for every byte that PREPARE may read.
 
     Handed to the stage as an input, so that a changed document makes a new key. Its facts hold `files` (name ->
-    sha256), `sources` (source -> files) and `marks`: where large files may be divided, found in the same reading.
+    sha256), `sources` (source -> files), `marks`: where large files may be divided, found in the same reading, and
+    `stamps`: what tells whether a file is still the one that was hashed.
     `extra` are further files (config path -> file below data_root), such as a glossary; without `fetch` nothing is
     downloaded. Raises RecipeError with every source that matches nothing.
     """
@@ -51,6 +56,7 @@ def find_documents(
             problems.append(Problem(path, other, f"there is no such file below {data_root}", fix))
     if problems:
         raise capped(problems)
+    before = stamps(paths_of(found) | beside)
     divisible = {file.name for name, held in found.items() for file in held if _in_lines(file, sources[name])}
     files: dict[str, str] = {}
     marks: dict[str, list[tuple[int, int]]] = {}
@@ -61,7 +67,7 @@ def find_documents(
     files |= {name: hash_file(path) for name, path in beside.items()}
     held = {name: {file.name: files[file.name] for file in listed} for name, listed in found.items()}
     digest = hashlib.sha256(canonical_json(files).encode()).hexdigest()
-    facts = {"files": files, "sources": held, "marks": marks}
+    facts = {"files": files, "sources": held, "marks": marks, "stamps": before}
     return Artifact(data_root, {"stage": "documents", "digest": digest, "facts": facts})
 
 
@@ -142,9 +148,14 @@ def _pinned(source: Source) -> wheels.Wheel:
 
 
 def list_files(sources: Mapping[str, Source], documents: Artifact) -> dict[str, list[SourceFile]]:
-    """The files of every source, sorted, with the marks that `find_documents` made. RecipeError where there is none."""
+    """The files of every source, sorted, with the marks that `find_documents` made. RecipeError where there is none,
+    and where a file came or went since then: the digest does not stand for it."""
     problems: list[Problem] = []
     found = {name: find_files_of(name, source, documents.path, problems) for name, source in sources.items()}
+    held = documents.facts.get("sources")
+    if held is not None and not problems:
+        differing = (name for source in sources for name in {file.name for file in found[source]} ^ held[source].keys())
+        problems += [Problem(name, None, _CHANGED, _CALM) for name in sorted(set(differing))]
     if problems:
         raise capped(problems)
     marks = documents.facts.get("marks", {})
@@ -154,24 +165,38 @@ def list_files(sources: Mapping[str, Source], documents: Artifact) -> dict[str, 
     }
 
 
-def stamps(files: Mapping[str, Sequence[SourceFile]]) -> dict[str, tuple[int, int] | None]:
-    """File -> (size, time of its last change in nanoseconds); None where it is gone. Wheels are known by their hash."""
-    found: dict[str, tuple[int, int] | None] = {}
-    for file in itertools.chain.from_iterable(files.values()):
-        if file.path is not None:
-            try:
-                status = file.path.stat()
-                found[file.name] = (status.st_size, status.st_mtime_ns)
-            except FileNotFoundError:
-                found[file.name] = None
-    return found
+def paths_of(files: Mapping[str, Sequence[SourceFile]]) -> dict[str, Path]:
+    """File -> where it lies. Members of wheels are known by their hash."""
+    return {file.name: file.path for file in itertools.chain.from_iterable(files.values()) if file.path is not None}
 
 
-def changed(files: Mapping[str, Sequence[SourceFile]], before: Mapping[str, tuple[int, int] | None]) -> list[Problem]:
-    """Files no longer as they were: what was read of them is not what the digest of the documents stands for."""
-    rule = "this file changed or went away while it was read"
-    fix = "run again when nothing writes to it, or prepare a copy"
-    return [Problem(name, None, rule, fix) for name, stamp in stamps(files).items() if stamp != before[name]]
+def stamps(paths: Mapping[str, Path]) -> dict[str, Stamp | None]:
+    return {name: _stamp(path) for name, path in paths.items()}
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def changed(
+    paths: Mapping[str, Path], before: Mapping[str, Stamp | None], digests: Mapping[str, str]
+) -> list[Problem]:
+    """Files no longer as they were: what is read of them is not what the digest of the documents stands for.
+
+    A file that only lies in another inode is hashed again: some network file systems number theirs anew.
+    """
+    problems = []
+    for name, path in paths.items():
+        now, then = _stamp(path), before.get(name)
+        if now == then and now is not None:
+            continue
+        if now is None or then is None or now[:2] != then[:2] or hash_file(path) != digests.get(name):
+            problems.append(Problem(name, None, _CHANGED, _CALM))
+    return problems
 
 
 def kind_of(file: SourceFile, source: Source) -> str | None:

@@ -51,7 +51,7 @@ def run(
     from finetune.corpus.built import build_sources
     from finetune.corpus.duplicates import drop_duplicates
     from finetune.corpus.examples import build_tasks
-    from finetune.corpus.finding import capped, changed, stamps
+    from finetune.corpus.finding import capped, changed, paths_of, stamps
     from finetune.corpus.glossary import read_codes
     from finetune.corpus.output import prove, write
     from finetune.corpus.preferences import make_preferences
@@ -71,7 +71,11 @@ def run(
     plan = Plan(settings, base.path, codes)
     with (out / REJECTS).open("w", encoding="utf-8") as rejects:
         files = list_files(plan.used, documents)
-        before = stamps(files)
+        paths = paths_of(files) | {name: documents.path / name for name in settings.prepare.files.values()}
+        before = documents.facts.get("stamps") or stamps(paths)  # a look at a few rows takes no digests
+        digests = documents.facts.get("files", {})
+        if problems := changed(paths, before, digests):
+            raise capped(problems)
         job = Job(plan, Ledger(rejects), _scratch(out), _worth_it(engine, files), say, limit)
         prove(job)
 
@@ -91,7 +95,7 @@ def run(
         text = make_text(job, shards, evaluation, sides)
         replay = make_replay(job, shards, evaluation, sides)
         check(job, sides)
-        if problems := changed(files, before):
+        if problems := changed(paths, before, digests):
             shutil.rmtree(job.scratch.parent)  # pieces of other bytes must not be gone on with
             raise capped(problems)
     facts = write(job, out, sides, general, preferences, text, replay)

@@ -22,11 +22,19 @@ from finetune.corpus.personal.recognisers import PLACEHOLDER, RECOGNISERS, Findi
 from finetune.corpus.tables import OURS, Row
 from finetune.errors import Problem, RecipeError
 
-__all__ = ["RECOGNISERS", "drops", "find_personal", "redact_key", "redact_row", "redact_texts"]
+__all__ = [
+    "RECOGNISERS", "drops", "find_personal", "hide_files", "hide_paths", "hide_words",
+    "missing_key", "redact_key", "redact_row", "redact_texts",
+]  # fmt: skip
 
 KEY_VARIABLE = "FINETUNE_REDACT_KEY"
+_KEY = re.compile("[0-9a-fA-F]{64}")
+_FINGERPRINT = f'printf %s "${KEY_VARIABLE}" | sha256sum'
 _DIGITS = 12
 """Of a keyed placeholder: among 100,000 different values two share one in one corpus of 200."""
+_PATHS = ("path", "hub", "files", "file")
+"""Keys of a source and of a glossary that hold them."""
+_TYPED = ("sources", "prepare.repair")
 _EXACT = ("secret", "name", "address")
 Naming = Callable[[str, str], str]
 """(kind, value) -> placeholder."""
@@ -102,6 +110,38 @@ def redact_key(key: str, settings: Redact, seed: int, columns: Mapping[str, str]
     return _replaced(key, find_personal(key, settings.kinds), name)
 
 
+def hide_files(files: Mapping[str, Mapping[str, str]], settings: Redact, seed: int) -> dict[str, dict[str, str]]:
+    """Source -> file -> sha256, the files with names as the rows have them."""
+    return {name: {redact_key(file, settings, seed): found[file] for file in found} for name, found in files.items()}
+
+
+def hide_paths(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped recipe whose paths of files hold no personal data: a hash takes its place, as in the rows."""
+    settings = Redact.model_validate(shown["prepare"]["redact"])
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: hidden(one) if name in _PATHS else one for name, one in value.items()}
+        if isinstance(value, list):
+            return [hidden(one) for one in value]
+        return redact_key(value, settings, shown["seed"]) if isinstance(value, str) else value
+
+    prepare, texts = shown["prepare"], shown.get("handoff", {}).get("licence_files", {})
+    repair = {**prepare["repair"], "glossary": hidden(prepare["repair"]["glossary"])}
+    found = {
+        **shown, "prepare": {**prepare, "repair": repair},
+        "sources": {name: hidden(source) for name, source in shown["sources"].items()},
+    }  # fmt: skip
+    if texts:
+        found["handoff"] = {**shown["handoff"], "licence_files": {name: hidden(text) for name, text in texts.items()}}
+    return found
+
+
+def hide_words(words: Iterable[str], settings: Redact, seed: int) -> list[str]:
+    """What was typed, the same way."""
+    return [redact_key(word, settings, seed) if word.lstrip("+~").startswith(_TYPED) else word for word in words]
+
+
 def canonical(kind: str, value: str) -> str:
     """One form for a value however it was written: `+86 138-1234-5678` and `13812345678` are one number."""
     if kind in _EXACT:
@@ -150,15 +190,29 @@ def _keyed(settings: Redact, document: str) -> Naming:
     return name
 
 
+def missing_key(settings: Redact, environment: Mapping[str, str] = os.environ) -> Problem | None:
+    """What is wrong with the key that the recipe names by its sha256; None where it is there, or none is asked for."""
+    wanted, given = settings.key_sha256, environment.get(KEY_VARIABLE, "")
+    if wanted is None or (_KEY.fullmatch(given) and hashlib.sha256(given.encode()).hexdigest() == wanted):
+        return None
+    path, fix = "prepare.redact.key_sha256", f"export {KEY_VARIABLE}=... with the key whose sha256 the recipe names"
+    if not given:
+        return Problem(path, wanted, f"{KEY_VARIABLE} is not set", fix)
+    if given == wanted:
+        fix = f"make another key (openssl rand -hex 32) and name the sha256 of it: {_FINGERPRINT}"
+        return Problem(path, None, "is the key itself, which nobody but its owner may read", fix)
+    if not _KEY.fullmatch(given):
+        rule = f"{KEY_VARIABLE} holds {len(given)} characters and not the 64 hex digits of a key"
+        return Problem(path, wanted, rule, f"{fix}; a new one is made by: openssl rand -hex 32")
+    return Problem(path, wanted, f"{KEY_VARIABLE} is another key", f"{fix}; that of the one given: {_FINGERPRINT}")
+
+
 @lru_cache
 def _secret(fingerprint: str) -> bytes:
     """The key from the environment, 64 bytes. The recipe holds its fingerprint only: no output holds the key."""
-    given = os.environ.get(KEY_VARIABLE, "")
-    if hashlib.sha256(given.encode()).hexdigest() != fingerprint:
-        rule = f"{KEY_VARIABLE} is not set" if not given else f"{KEY_VARIABLE} is another key"
-        fix = f"export {KEY_VARIABLE}=... with the key whose sha256 the recipe names"
-        raise RecipeError([Problem("prepare.redact.key_sha256", fingerprint, rule, fix)])
-    return hashlib.sha512(given.encode()).digest()
+    if problem := missing_key(Redact(key_sha256=fingerprint)):
+        raise RecipeError([problem])
+    return hashlib.sha512(os.environ[KEY_VARIABLE].encode()).digest()
 
 
 def _leaves(label: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ from finetune.config.prepare import Prepare
 from finetune.config.recipe import TrainingStage, without_places
 from finetune.config.section import Section
 from finetune.config.training import Cpt, Dpo, Method, Sft
+from finetune.corpus.redact import hide_files, hide_paths, hide_words
 from finetune.errors import Problem, RecipeError
 from finetune.handoff import bom, card, golden, lineage, placed, rollback, serving
 from finetune.verify import standalone, verify
@@ -97,13 +98,16 @@ def run(
     stages = [read(Path(path)) for path in run_facts.get("stages", {}).values()] or [
         prepared, *adapters, scores, checkpoint, proof, *([exported] if exported else [])
     ]  # fmt: skip
-    resolved = without_places(run_facts.get("config") or config)
+    resolved = hide_paths(without_places(run_facts.get("config") or config))
     environment = run_facts.get("environment") or lineage.environment()
     documents = run_facts.get("documents") or {"root": None, "files": {}}
+    redact, seed = settings.prepare.redact, settings.seed
+    named = hide_files(documents["files"], redact, seed)
+    command = report.command_line(resolved, hide_words(run_facts.get("words") or (), redact, seed))
     facts = report.collect(
         resolved, base_digest=base.digest, prepared=prepared, adapters=adapters, scores=scores, proof=proof,
-        stages=stages, exported=exported, command=report.command_line(resolved, run_facts.get("words") or ()),
-        environment=environment, documents=documents["files"], latency=settings.latency,
+        stages=stages, exported=exported, command=command, environment=environment, documents=named,
+        latency=settings.latency,
     )  # fmt: skip
     if why := facts.get("latency", {}).get("not_counted"):
         say(f"handoff: gates.latency_p95_max is not measured: score.latency_file is of {why.replace('_', ' ')}")
@@ -132,7 +136,7 @@ def run(
     )
     merged = json.loads(checkpoint.file("merge.json").read_text(encoding="utf-8"))
     traced = lineage.trace(
-        without_places(settings.model_dump(mode="json")), base=base, documents=documents["files"], stages=stages,
+        without_places(settings.model_dump(mode="json")), base=base, documents=named, stages=stages,
         merge=merged, bundle=bundle, golden=asked,
         environment=environment, quantised=siblings,
     )  # fmt: skip

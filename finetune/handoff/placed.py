@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.artifacts import Artifact, checked, hash_file, remember, remembered, write_whole
 from finetune.config.model import Model
+from finetune.corpus.redact import redact_key
 from finetune.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def place_licences(base: Artifact, settings: "Config", documents: Path | None, b
         text = settings.handoff.licence_files.get(name)
         line = f"Source {name}: {source.licence}"
         if text is not None and documents is not None:
-            target = f"data-{name}-{Path(text).name}"  # many a text is called LICENSE
+            called = redact_key(Path(text).name, settings.prepare.redact, settings.seed)
+            target = f"data-{name}-{called}"  # many a text is called LICENSE
             shutil.copyfile(documents / text, folder / target)
             found[name] = [target]
             line += f" (text: {target})"

@@ -13,7 +13,7 @@ from finetune.chat import ChatFormat
 from finetune.config.prepare import Treatment
 from finetune.config.recipe import Recipe, without_places
 from finetune.corpus.conversations import texts_in
-from finetune.corpus.redact import RECOGNISERS, redact_texts
+from finetune.corpus.redact import RECOGNISERS, hide_paths, redact_texts
 
 HIDDEN = "hidden"
 PASSAGE = 5
@@ -33,8 +33,9 @@ _WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
 
 
 def config_of(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe without folders, accounts, tokens in addresses, and whatever is named like a secret."""
-    shown: dict[str, Any] = _without_secrets("", without_places(recipe.model_dump(mode="json")))
+    """The resolved recipe without folders, accounts, tokens in addresses, personal data in names of files, and whatever
+    is named like a secret."""
+    shown: dict[str, Any] = _without_secrets("", hide_paths(without_places(recipe.model_dump(mode="json"))))
     return shown
 
 

@@ -1,6 +1,8 @@
 """PREPARE on disk: killed it goes on, any number of workers writes the same bytes, and nothing is lost on the way."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from finetune.corpus import engine, prepare, rows
 from finetune.corpus.engine import Engine
+from finetune.corpus.finding import changed
 from finetune.corpus.read import find_documents
 from finetune.errors import RecipeError
 from finetune.provenance import version_of
@@ -131,11 +134,57 @@ def test_a_document_that_changes_while_it_is_read_is_not_published_under_its_old
             file.write("\n")
 
     monkeypatch.setattr(engine, "_work", changing)
-    with pytest.raises(RecipeError, match=r"orders/0\.jsonl.*changed or went away"):
+    with pytest.raises(RecipeError, match=r"orders/0\.jsonl.*changed, came or went away"):
         several.prepare()
     assert not list(several.root.parent.glob("out*/.pieces"))
     monkeypatch.setattr(engine, "_work", work)
     several.prepare()
+
+
+@pytest.mark.parametrize("what", ["other text", "same size", "same time", "gone", "new", "glossary"])
+def test_a_file_that_changes_between_its_digest_and_its_reading_is_told_and_nothing_is_prepared(
+    what: str, several: Any, tmp_path: Path
+) -> None:
+    """A document that was saved, or a folder that was synchronised, while a run waited for its turn."""
+    several.write("tags.csv", "token,meaning\nhyd,hydraulic\n")
+    glossary = {"file": "tags.csv", "code": "token", "words": "meaning", "columns": {"orders": ["text"]}}
+    several.config["prepare"] = {**several.config.get("prepare", {}), "repair": {"glossary": glossary}}
+    asked = prepare.Config.model_validate(several.config)
+    documents = find_documents(asked.sources, several.root, asked.prepare.files)
+    path = several.root / {"glossary": "tags.csv", "new": "orders/9.jsonl"}.get(what, "orders/0.jsonl")
+    text, before = path.read_text() if path.exists() else "", path.stat() if path.exists() else None
+    if what == "gone":
+        path.unlink()
+    elif what in ("same size", "same time"):
+        path.write_text(text[::-1])
+    else:
+        path.write_text(f"{text}\n")
+    if what == "same time":  # as `rsync --times` and `cp -p` leave it: another file, moved into its place
+        assert before is not None
+        path.rename(path.with_suffix(".old"))
+        path.write_text(text[::-1])
+        path.with_suffix(".old").unlink()
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(RecipeError, match=rf"{path.name}: this file changed, came or went away"):
+        prepare.run(
+            asked.model_dump(mode="json"), out=out, base=several.base, documents=documents, say=lambda _: None
+        )
+    assert not (out / "train.jsonl").exists()
+
+
+def test_a_file_in_another_inode_is_the_same_while_its_bytes_are(several: Any) -> None:
+    asked = prepare.Config.model_validate(several.config)
+    documents = find_documents(asked.sources, several.root)
+    path = several.root / "orders" / "0.jsonl"
+    before, copy = path.stat(), path.with_suffix(".copy")
+    shutil.copy2(path, copy)
+    copy.rename(path)
+    assert path.stat().st_ino != before.st_ino
+    stamps, digests = documents.facts["stamps"], documents.facts["files"]
+    assert changed({"orders/0.jsonl": path}, stamps, digests) == []
+    assert len(changed({"orders/0.jsonl": path}, stamps, {"orders/0.jsonl": "0" * 64})) == 1
 
 
 def test_problems_of_all_files_are_told_together_and_nothing_is_left_for_the_next_run(several: Any) -> None:
