@@ -8,6 +8,7 @@ from typing import Any
 from finetune.compare.reading import GATE, Answer, Run
 from finetune.corpus.redact import RECOGNISERS, redact_texts
 from finetune.report import figures
+from finetune.report.samples import shown_id
 from finetune.score.statistics import paired_difference
 
 SCHEMA_VERSION = "1"
@@ -66,7 +67,7 @@ def _findings(metrics: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> lis
         return []
     said = []
     for pair in main["pairs"]:
-        other, name = heads[pair["run"]], f"{heads[0]} on {main['name']}"
+        other, name = heads[pair["run"]], f"{heads[0]} on {main['title']}"
         if pair["refused"]:
             said.append(f"{other} cannot be held against {name}: {pair['refused']}.")
             continue
@@ -77,6 +78,11 @@ def _findings(metrics: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> lis
             f"{figures.count(pair['shared'])} shared rows{' in few groups' if pair['few_groups'] else ''}."
         )
     return said
+
+
+def title(runs: Sequence[Run], task: str) -> str:
+    """What the recipe of the first run that knows it calls a task; its key where none says."""
+    return next((str(told) for run in runs if (told := run.config.get(f"tasks.{task}.title"))), task)
 
 
 def _config(runs: Sequence[Run]) -> dict[str, Any]:
@@ -113,6 +119,7 @@ def _metrics(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "title": title(runs, name),
             "metric": [run.tasks.get(name, {}).get("metric") for run in runs],
             "main": any(run.tasks.get(name, {}).get("main") for run in runs),
             "n": [run.tasks.get(name, {}).get("n") for run in runs],
@@ -180,8 +187,9 @@ def _changed(runs: Sequence[Run], number: int, privacy: str) -> list[dict[str, A
         moved = dict.fromkeys(("gained", "lost", "even"), 0)
         for row in rows:
             moved[_moved(mine[row].score, theirs[row].score)] += 1
-        shown = [] if privacy == "none" else [_row(places[row], mine[row], theirs[row], privacy) for row in rows]
-        found.append({"run": number, "task": task, "shared": len(shared), "changed": len(rows), **moved, "rows": shown})
+        shown = [] if privacy == "none" else [_row(task, places[row], mine[row], theirs[row], privacy) for row in rows]
+        told = {"run": number, "task": task, "title": title(runs, task), "shared": len(shared), "changed": len(rows)}
+        found.append({**told, **moved, "rows": shown})
     return found
 
 
@@ -189,13 +197,13 @@ def _moved(before: float, after: float) -> str:
     return "even" if abs(after - before) <= _EVEN else "gained" if after > before else "lost"
 
 
-def _row(place: int, mine: Answer, theirs: Answer, privacy: str) -> dict[str, Any]:
+def _row(task: str, place: int, mine: Answer, theirs: Answer, privacy: str) -> dict[str, Any]:
     texts = [mine.gold, mine.text, theirs.text]
     if privacy == "redacted":
         texts, _ = redact_texts(texts, sorted({recogniser.kind for recogniser in RECOGNISERS}))
     return {
-        "id": mine.id, "number": place, "moved": _moved(mine.score, theirs.score), "gold": texts[0], "first": texts[1],
-        "other": texts[2], "scores": [mine.score, theirs.score],
+        "id": shown_id(mine.id, privacy, [task]), "number": place, "moved": _moved(mine.score, theirs.score),
+        "gold": texts[0], "first": texts[1], "other": texts[2], "scores": [mine.score, theirs.score],
     }
 
 

@@ -10,7 +10,6 @@ from markupsafe import Markup
 from finetune.compare import pictures
 from finetune.compare.terminal import spell
 from finetune.report import figures
-from finetune.report.samples import shown_id
 
 _HERE, _REPORT = Path(__file__).parent, Path(figures.__file__).parent
 _ROWS = 200
@@ -26,7 +25,7 @@ def render(facts: Mapping[str, Any]) -> str:
     )  # fmt: skip
     made.filters.update({name: getattr(figures, name) for name in ("score", "signed", "interval", "count", "seconds")})
     made.filters["gate_value"] = lambda value, name: figures.gate(name, value)
-    made.filters.update(svg=Markup, spell=spell, shown_id=shown_id)
+    made.filters.update(svg=Markup, spell=spell)
     heads = [run["label"] for run in facts["runs"]]
     style = (_REPORT / "style.css").read_text(encoding="utf-8")
     return made.get_template("compare.html.jinja").render(

@@ -1,5 +1,6 @@
 """Loss curves laid over each other, and differences with their intervals; drawn with the report's ink."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def differences(metrics: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> P
     for task in metrics:
         paired = [pair for pair in task["pairs"] if pair["refused"] is None]
         if paired:
-            rows += [(task["name"], None), *((f"{heads[pair['run']]} − {heads[0]}", pair) for pair in paired)]
+            rows += [(task["title"], None), *((f"{heads[pair['run']]} − {heads[0]}", pair) for pair in paired)]
     if not rows:
         return None
 
@@ -83,7 +84,7 @@ def differences(metrics: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> P
 
         for at, (label, pair) in enumerate(rows):
             if pair is None:
-                say(-left, at, label, weight="bold")
+                say(-left, at, textwrap.shorten(label, 48 if narrow else 100, placeholder="…"), weight="bold")
                 continue
             colour, _, mark = line(pair["run"])
             height = at + (0.18 if narrow else 0)

@@ -89,7 +89,8 @@ def spark(values: Sequence[float], low: float, high: float) -> str:
 def _metrics(console: Console, metrics: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> None:
     table = _table(f"Scores of the tuned model (base model in brackets), the others minus {heads[0]}", "task", heads)
     for task in metrics:
-        name = task["name"] + (" (main)" if task["main"] else "")
+        known = [*([task["name"]] if task["name"] != task["title"] else []), *(["main"] if task["main"] else [])]
+        name = task["title"] + (f" ({', '.join(known)})" if known else "")
         scores = [
             f"{figures.score(tuned)} ({figures.score(base)})"
             for tuned, base in zip(task["tuned"], task["base"], strict=True)
@@ -115,7 +116,7 @@ def _answers(console: Console, facts: Mapping[str, Any], heads: Sequence[str]) -
     for entry in facts["answers"]:
         other = heads[entry["run"]]
         console.print(Text.assemble(
-            (f"\nAnswers of {entry['task']} that {other} gives otherwise than {heads[0]}: ", "bold"),
+            (f"\nAnswers of {visible(entry['title'])} that {other} gives otherwise than {heads[0]}: ", "bold"),
             f"{entry['changed']} of {entry['shared']} ({entry['gained']} gained, {entry['lost']} lost, "
             f"{entry['even']} score alike)",
         ))  # fmt: skip

@@ -7,7 +7,8 @@ digests of the documents. So the same artifacts give the same report.json, today
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def collect(
     scored = _read(scores, "scores.json")
     parity = _read(proof, "parity.json")
     language, privacy = str(recipe["language"]), str(recipe["privacy"]["samples"])
-    tasks = [_task(task, recipe, privacy) for task in scored["tasks"]]
+    hide = partial(samples.shown_id, privacy=privacy, tasks=list(recipe["tasks"]))
+    tasks = [_task(task, recipe, privacy, hide) for task in scored["tasks"]]
     limits = Gates.model_validate(recipe["gates"])
     merged = next((weights_of(stage.manifest["files"]) for stage in stages if stage.stage == "merge"), {})
     latency = of_these_weights(latency, merged)
@@ -81,17 +83,17 @@ def collect(
         "tasks": tasks,
         "general": scored["general"],
         "gates": [dict(gate) for gate in gates],
-        "parity": parity,
-        **({"prompting": scored["prompting"]} if "prompting" in scored else {}),
+        "parity": samples.hide_ids(parity, hide),
+        **({"prompting": _prompting(scored["prompting"], hide)} if "prompting" in scored else {}),
         **{name: scored[name] for name in MEASURED if scored.get(name) is not None},
         **({"latency": latency} if latency else {}),
-        **({"export": quantised} if quantised else {}),
+        **({"export": samples.hide_ids(quantised, hide)} if quantised else {}),
         "privacy": privacy,
-        "samples": samples.show(rows, privacy),
+        "samples": samples.hide_ids(samples.show(rows, privacy), hide),
         "outcomes": samples.count_outcomes(rows),
         "curves": {adapter.stage: read_curve(adapter.file("log.jsonl")) for adapter in adapters},
         "ledger": _read(prepared, "ledger.json"),
-        "rejects_examples": _rejects(prepared),
+        "rejects_examples": samples.hide_ids(_rejects(prepared), hide),
         "timings": {stage.stage: stage.manifest["seconds"] for stage in stages},
         "cost": _cost(recipe, stages),
         "environment": dict(environment),
@@ -129,14 +131,22 @@ def read_curve(log: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _task(task: Mapping[str, Any], recipe: Mapping[str, Any], privacy: str) -> dict[str, Any]:
+def _task(
+    task: Mapping[str, Any], recipe: Mapping[str, Any], privacy: str, hide: Callable[[str], str]
+) -> dict[str, Any]:
     stated = recipe["tasks"][task["name"]]
     made = {**dict.fromkeys(SYSTEMS), **task, "title": stated["title"], "main": stated["main"]}
     if seen := task.get("contamination"):
         from finetune.score.contamination import shown
 
-        made["contamination"] = shown(seen, privacy)
+        told = shown(seen, privacy)
+        overlap = [{**one, "id": hide(one["id"]), "source": hide(one["source"])} for one in told["overlap"]]
+        made["contamination"] = {**told, "overlap": overlap}
     return made
+
+
+def _prompting(told: Mapping[str, Any], hide: Callable[[str], str]) -> dict[str, Any]:
+    return {**told, "shots": {task: [hide(name) for name in names] for task, names in told["shots"].items()}}
 
 
 def _rejects(prepared: Artifact, each: int = 2) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from finetune.report import figures
-from finetune.report.samples import OUTCOMES, numbered, shown_id
+from finetune.report.samples import OUTCOMES, numbered
 from finetune.report.strings import translated, words
 from finetune.report.verdict import CLASSIC, metric_name
 
@@ -67,8 +67,9 @@ def environment(facts: Mapping[str, Any]) -> Environment:
     made.globals.update(
         worst_change=worst_change, best_score=best_score, gate_rule=gate_rule, terms=TERMS, code_line=code_line,
         rows_of=rows_of, detail_rows=lambda task: detail_rows(task, t), f=facts, t=t, systems=systems(facts),
-        row_name=lambda name: row_name(name, places, facts, t), row_id=lambda name: shown_id(name, facts["privacy"]),
-        sections=sections(facts), codes=made_by(facts), notes=honest_notes(facts), mode_rows=mode_rows(facts),
+        row_name=lambda name: row_name(name, places, facts, t), sections=sections(facts),
+        row_id=lambda name: name if facts["privacy"] != "none" else "", codes=made_by(facts),
+        notes=honest_notes(facts), mode_rows=mode_rows(facts),
         metric=lambda name: metric_name(name, facts["language"]), unusual=spikes(facts),
         outcomes=list(OUTCOMES), titles_of={task["name"]: task["title"] for task in facts["tasks"]},
         stages=[stage for stage in TRAINING if facts["curves"].get(stage)],

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from finetune.report import heat, plots, samples
+from finetune.report import heat, plots
 from finetune.report.layout import TRAINING, environment
 from finetune.report.verdict import CLASSIC, main_task
 
@@ -26,9 +26,7 @@ _PACKED_LIMIT = 8_000_000  # bytes of packed answers; with plots and text the pa
 def render(facts: Mapping[str, Any]) -> str:
     """The page. The same facts give the same bytes."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    packed, shown = pack_samples(
-        [{**row, "id": samples.shown_id(row["id"], facts["privacy"])} for row in facts["samples"]]
-    )
+    packed, shown = pack_samples(facts["samples"])
     template = environment(facts).get_template("page.html.jinja")
     return template.render(
         main=main_task(facts["tasks"]),

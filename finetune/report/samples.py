@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from finetune.artifacts import Artifact
 from finetune.corpus.redact import RECOGNISERS, redact_texts
+from finetune.tracking.told import mark
 
 SHOWN = ("base_zero_shot", "base_few_shot", "tuned")
 OUTCOMES = ("learned", "lost", "same", "wrong")
@@ -72,10 +73,7 @@ def show(rows: Sequence[Mapping[str, Any]], privacy: str) -> list[dict[str, Any]
 
 
 def numbered(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
-    """Id of a row -> (its task, its place among the rows of that task, from 1): what a reader calls it by.
-
-    Ids hold file names, columns of a document or hashes of them, and say nothing to who does not have the documents.
-    """
+    """Id of a row -> (its task, its place among the rows of that task, from 1): what a reader calls it by."""
     counts: Counter[str] = Counter()
     found = {}
     for row in rows:
@@ -84,11 +82,26 @@ def numbered(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
     return found
 
 
-def shown_id(name: str, privacy: str) -> str | None:
-    """The id of a row as `privacy.samples` lets a reader see it: None, without personal data, or as it is."""
-    if privacy == "none":
-        return None
-    return name if privacy == "full" else redact_texts([name], _KINDS)[0][0]
+def shown_id(name: str, privacy: str, tasks: Collection[str]) -> str:
+    """The id of a row as `privacy.samples` lets it leave the work folder: as it is; as the mark by which W&B is told
+    of it; or nothing. What stands before it is the name of its task, which the recipe gave.
+
+    A record number or a bare name is personal data that no pattern knows, and an id is what such columns are used for.
+    """
+    if privacy == "full":
+        return name
+    task, slash, _ = name.partition("/")
+    return (f"{task}/" if slash and task in tasks else "") + (mark(name) if privacy == "redacted" else "")
+
+
+def hide_ids(part: Any, hide: Callable[[str], str]) -> Any:
+    """`part` of a result with every row called by what `hide` makes of its id."""
+    if isinstance(part, Mapping):
+        return {
+            key: hide(value) if key == "id" and isinstance(value, str) else hide_ids(value, hide)
+            for key, value in part.items()
+        }
+    return [hide_ids(value, hide) for value in part] if isinstance(part, list) else part
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

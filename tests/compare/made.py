@@ -34,6 +34,7 @@ def run(
     config = {
         "name": "made", "sft": {"trl": {"learning_rate": lr}, "max_steps": 4}, "privacy": {"samples": privacy},
         "model": {"name": "tiny"}, "machine": {"processes": 2, "usd_per_gpu_hour": price},
+        "tasks": {"parts": {"title": "Spare parts"}},
     }  # fmt: skip
     ledger = [{"step": "cap", "source": "notes", "rows_in": 100, "rows_out": 90, "dropped": {"over test_rows": 10}}]
     (work / f"prepare-{key}").mkdir(parents=True)

@@ -25,7 +25,7 @@ def two(tmp_path: Path, **changes: object) -> tuple[Path, Path]:
 def test_only_the_keys_that_differ_are_named(tmp_path: Path) -> None:
     one, other = two(tmp_path, lr=0.002)
     found = compare([read(str(one)), read(str(other))])["config"]
-    assert found == {"differs": {"sft.trl.learning_rate": [0.001, 0.002]}, "same": 6, "not_compared": []}
+    assert found == {"differs": {"sft.trl.learning_rate": [0.001, 0.002]}, "same": 7, "not_compared": []}
     alike = compare([read(str(one)), read(str(one))])["config"]
     assert alike["differs"] == {}
 
@@ -48,7 +48,7 @@ def test_rows_with_other_gold_answers_are_never_paired(tmp_path: Path) -> None:
     assert pair["different_gold"] == 80
     assert pair["refused"] == "80 rows of the same id have different gold answers"
     assert facts["answers"] == []
-    assert facts["findings"] == [f"B cannot be held against A on parts: {pair['refused']}."]
+    assert facts["findings"] == [f"B cannot be held against A on Spare parts: {pair['refused']}."]
 
 
 def test_runs_that_share_some_rows_are_paired_on_those(tmp_path: Path) -> None:
@@ -73,6 +73,7 @@ def test_changed_answers_are_counted_and_shown_as_the_stricter_privacy_allows(tm
         text = json.dumps(facts)
         assert ("me@firm.example" in text) == (privacy == "full")
         assert ("[EMAIL_1]" in text) == (privacy == "redacted")
+        assert ("parts/r8" in text) == (privacy == "full"), "an id may be a column of the documents"
         assert len(entry["rows"]) == (0 if privacy == "none" else 12)
 
 
@@ -101,7 +102,7 @@ def test_a_run_that_did_not_reach_its_bundle_is_compared_by_what_it_has(tmp_path
     one, other = two(tmp_path, lr=0.002, bundle=False)
     facts = compare([read(str(one)), read(str(other))])
     assert facts["config"]["differs"] == {"sft.trl.learning_rate": [0.001, 0.002]}
-    assert facts["config"]["not_compared"] == ["machine", "model", "name", "privacy"]
+    assert facts["config"]["not_compared"] == ["machine", "model", "name", "privacy", "tasks"]
     assert facts["metrics"][0]["pairs"][0]["difference"] == 0.0
     assert facts["gates"]["gain_above"][1] is None
     assert facts["privacy"] == "none", "what a run does not say of privacy is not taken for consent"
@@ -133,6 +134,7 @@ def test_the_terminal_shows_every_part_and_no_control_character(tmp_path: Path) 
     show(compare(runs), out)
     said = out.getvalue()
     assert "\x1b" not in said
+    assert "Spare parts (parts, main)" in said
     for part in ("sft.trl.learning_rate", "+0.150 [", "80 shared rows", "12 of 80", "not measured", "all stages"):
         assert part in said, part
     assert "me@firm.example" in said

@@ -43,6 +43,8 @@ def test_the_page_is_accessible_and_draws_plots(visit: Visit, facts: dict[str, A
     first = page.locator(".changed .row").first
     assert "row 9" in first.inner_text()
     assert "parts/r8" not in first.inner_text()
+    assert page.locator("#answers h3").first.inner_text() == "Spare parts: B against A", "a reader knows no keys"
+    assert "Spare parts" in page.locator("#scores tbody th").first.inner_text()
     assert first.locator(".ids code").text_content() == "parts/r8"
 
 

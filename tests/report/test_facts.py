@@ -4,7 +4,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from finetune.artifacts import MANIFEST, Artifact, Stage
 from finetune.config.evaluation import Gates
 from finetune.gates import vetoes
 from finetune.report import facts as collecting
-from finetune.report import figures, samples, verdict
+from finetune.report import figures, markdown, page, samples, verdict
 from finetune.report.strings import LANGUAGES, translated
 from finetune.spikes import WINDOW, spike_in
+from finetune.tracking.told import mark
 from tests.report.synthetic_facts import make_facts
 
 
@@ -153,7 +154,7 @@ def test_privacy_none_keeps_counts_and_no_text(tmp_path: Path) -> None:
     assert made["samples"] == []
     assert made["outcomes"]["qa"]["learned"] == 1
     assert "What is" not in json.dumps(made)
-    assert made["tasks"][0]["contamination"]["overlap"] == [{"id": "b", "source": "t", "span": None, "share": 0.9}]
+    assert made["tasks"][0]["contamination"]["overlap"] == [{"id": "", "source": "", "span": None, "share": 0.9}]
     assert "at once" not in json.dumps(made)
 
 
@@ -171,7 +172,29 @@ def test_cost_is_what_all_gpus_of_the_machine_cost_while_each_stage_ran(tmp_path
     assert made["cost"]["usd_total"] == pytest.approx(5 * 8 / 3600 * 2.5)
 
 
-def collect(root: Path, privacy: str, **more: Any) -> dict[str, Any]:
+@pytest.mark.parametrize("privacy", ["full", "redacted", "none"])
+def test_no_id_of_a_row_leaves_unless_its_text_may(tmp_path: Path, privacy: str) -> None:
+    """A record number is no pattern that redaction knows, and report.json had it in six places under `none`.
+
+    `.wandb` files: tests/test_tracked.py."""
+    names = ("qa/MRN-00482913", "qa/Eleanor_Rigby.txt:7")
+    made = collect(tmp_path, privacy, names=names)
+    texts = (json.dumps(made), page.render(made), markdown.render(made))
+    for name in names:
+        assert any(name.removeprefix("qa/") in text for text in texts) == (privacy == "full"), name
+    told = {"full": names[0], "redacted": f"qa/{mark(names[0])}", "none": "qa/"}[privacy]
+    overlap, near = made["tasks"][0]["contamination"]["overlap"][0], made["parity"]["near_ties"][0]
+    assert overlap["id"] == overlap["source"] == near["id"] == made["prompting"]["shots"]["qa"][0] == told
+    if privacy == "none":
+        assert made["samples"] == []
+        assert {row["id"] for row in made["rejects_examples"]} == {""}
+    else:
+        assert made["samples"][0]["id"] == told == made["parity"]["kl_max_at"]["id"]
+        assert "Questions · row 1" in markdown.render(made), "and a row is called by its place all the same"
+
+
+def collect(root: Path, privacy: str, *, names: Sequence[str] = ("b", "a"), **more: Any) -> dict[str, Any]:
+    one, two = names
     def artifact(stage: str, **files: str) -> Artifact:
         def fill(_: Any, *, out: Path) -> dict[str, Any]:
             for name, text in files.items():
@@ -185,8 +208,8 @@ def collect(root: Path, privacy: str, **more: Any) -> dict[str, Any]:
     def lines(*rows: Mapping[str, Any]) -> str:
         return "".join(json.dumps(row) + "\n" for row in rows)
 
-    def asked(name: str) -> dict[str, Any]:
-        question = {"role": "user", "content": f"What is {name}? Write to jo@example.org"}
+    def asked(name: str, about: str) -> dict[str, Any]:
+        question = {"role": "user", "content": f"What is {about}? Write to jo@example.org"}
         return {"id": name, "messages": [question, {"role": "assistant", "content": "yes"}]}
 
     def answered(name: str, system: str, text: str, score: float) -> dict[str, Any]:
@@ -194,7 +217,7 @@ def collect(root: Path, privacy: str, **more: Any) -> dict[str, Any]:
 
     prepared = artifact(
         "prepare",
-        test__jsonl=lines(asked("b"), asked("a")),
+        test__jsonl=lines(asked(one, "b"), asked(two, "a")),
         ledger__json="[]",
         rejects__jsonl=lines(*(
             {"source": "qa", "line": n, "id": str(n), "step": "read", "reason": "empty", "detail": "?"}
@@ -204,18 +227,19 @@ def collect(root: Path, privacy: str, **more: Any) -> dict[str, Any]:
     scores = artifact(
         "score",
         answers__jsonl=lines(
-            answered("a", "base_few_shot", "no", 0.0), answered("b", "base_few_shot", "no", 0.0),
-            answered("a", "majority", "yes", 1.0), answered("a", "tuned", "no", 0.0),
-            answered("b", "tuned", "yes", 1.0),
+            answered(two, "base_few_shot", "no", 0.0), answered(one, "base_few_shot", "no", 0.0),
+            answered(two, "majority", "yes", 1.0), answered(two, "tuned", "no", 0.0),
+            answered(one, "tuned", "yes", 1.0),
         ),
         scores__json=json.dumps({
             "tasks": [{"name": "qa", "metric": "exact_match", "n": 2, "base_zero_shot": None, "base_few_shot": 0.0,
                        "majority": 0.5, "linear_baseline": None, "tuned": 0.5, "against": "majority", "difference": 0.0,
                        "ci95": [-0.5, 0.5], "differences": {}, "contamination": {
                            "rows": 1, "share": 0.5, "passage": {"words": 8, "characters": 13}, "overlap": [
-                           {"id": "b", "source": "t", "span": "write to jo@example.org at once", "share": 0.9,
+                           {"id": one, "source": one, "span": "write to jo@example.org at once", "share": 0.9,
                             "redacted": "write to [PERSONAL] at once"}]}}],
             "general": {"perplexity_base": {}, "perplexity_tuned": {}, "change": {}},
+            "prompting": {"template_sha256": "e" * 64, "decoding": "greedy", "shots": {"qa": [one, two]}, "modes": {}},
         }),
     )
     steps: list[dict[str, Any]] = [
@@ -230,7 +254,8 @@ def collect(root: Path, privacy: str, **more: Any) -> dict[str, Any]:
         "gates": {"gain_above": None, "perplexity_rise_max": None, "parity_kl_mean_max": None},
         "handoff": {"accepted_by": None, "reason": None}, "privacy": {"samples": privacy}, **more,
     }
-    adapter, proof = artifact("sft", log__jsonl=log), artifact("proof", parity__json="{}")
+    parity = {"kl_max_at": {"id": one, "position": 4}, "near_ties": [{"id": one, "position": 1}]}
+    adapter, proof = artifact("sft", log__jsonl=log), artifact("proof", parity__json=json.dumps(parity))
     return collecting.collect(
         recipe, base_digest="b" * 64, prepared=prepared, adapters=[adapter], scores=scores, proof=proof,
         stages=[prepared, adapter, scores, artifact("merge"), proof], command=collecting.command_line(recipe, ()),

@@ -13,6 +13,7 @@ import yaml
 from finetune.artifacts import hash_file
 from finetune.config.evaluation import Gates
 from finetune.gates import evaluate_gates
+from finetune.report.samples import shown_id
 from finetune.score.statistics import holm, mean, paired_difference
 
 Path_ = tuple[str, ...]
@@ -146,7 +147,12 @@ class Trace:
             if system in ("base_zero_shot", "base_few_shot", "tuned"):
                 for row in rows:
                     shown.setdefault((task, row["id"]), {})[f"score_{system}"] = row["score"]
-        return [shown[row["task"], row["id"]] for row in self.facts["samples"]]
+        named = {(task, self.called(name)): row for (task, name), row in shown.items()}
+        return [named[row["task"], row["id"]] for row in self.facts["samples"]]
+
+    def called(self, name: str) -> str:
+        """What report.json calls the row of this id."""
+        return shown_id(name, self.facts["privacy"], list(self.facts["config"]["tasks"]))
 
     def outcomes(self) -> dict[str, dict[str, int]]:
         found: dict[str, Counter[str]] = {}
@@ -168,7 +174,8 @@ class Trace:
         return found
 
     def rejects(self) -> list[dict[str, Any]]:
-        rows = {(row["source"], row["id"], row["reason"]): row for row in self.lines("prepare", "rejects.jsonl")}
+        dropped = self.lines("prepare", "rejects.jsonl")
+        rows = {(row["source"], self.called(row["id"]), row["reason"]): row for row in dropped}
         told = self.facts["rejects_examples"]
         return [{"line": rows[one["source"], one["id"], one["reason"]]["line"]} for one in told]
 
