@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from finetune.config.data import Source
-from finetune.corpus import dedup
+from finetune.corpus import dedup, near
 from finetune.corpus.engine import Engine, work_off
 from finetune.corpus.read import Piece, find_documents, list_files, pieces, rows
 
@@ -31,7 +31,7 @@ def main(records: Path, folder: Path, workers: int) -> None:
     folders = work_off("sketch", units, partial(sketch, source), scratch=folder, engine=Engine(workers))
     sketches = np.concatenate([np.fromfile(path / "sketches", dedup.SKETCH) for path in folders])
     began = time.process_time()
-    found = dedup.find_near(sketches, 0.85, Texts(folders).read, folder)
+    found = near.find_near(sketches, 0.85, Texts(folders).read, folder)
     spent = time.process_time() - began + sum(float((path / "spent").read_text()) for path in folders)
     dropped = set(found.dropped.tolist())
     ids = [line for path in folders for line in (path / "ids").read_text(encoding="utf-8").splitlines()]

@@ -15,7 +15,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from finetune.corpus.dedup import find_near, shingles, sketches
+from finetune.corpus.dedup import shingles, sketches
+from finetune.corpus.near import find_near
 
 Pairs = set[tuple[int, int]]
 THRESHOLDS = [step / 20 for step in range(6, 20)]

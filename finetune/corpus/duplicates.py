@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from finetune.corpus import dedup, store
+from finetune.corpus import dedup, near, store
 from finetune.corpus.build import Item
 from finetune.corpus.engine import work_off
 from finetune.corpus.ledger import Ledger, Reject, cut
@@ -73,7 +73,7 @@ def _near(whole: Whole, sizes: list[int], alive: store.Mask, threshold: float, f
         return dedup.Found(left, left, np.empty(0))
     path = _joined(whole, sizes, alive, store.SKETCHES, dedup.SKETCH, folder)
     texts = store.Texts(whole.shards, alive)
-    found = dedup.find_near(np.memmap(path, dedup.SKETCH, "r"), threshold, texts.read, scratch=folder)
+    found = near.find_near(np.memmap(path, dedup.SKETCH, "r"), threshold, texts.read, scratch=folder)
     path.unlink()
     return dedup.Found(left[found.dropped], left[found.kept], found.similarity)
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.corpus import dedup
-from finetune.corpus.dedup import Found, band_rows, find_exact, find_near, jaccard, keys, normalise, shingles, sketches
+from finetune.corpus.dedup import Found, find_exact, jaccard, keys, normalise, shingles, sketches
+from finetune.corpus.near import band_rows, find_near
 
 TEXT = "replaced the broken left bucket tooth after the shovel hit a rock in the north pit on monday morning"
 DATA = Path("data")
