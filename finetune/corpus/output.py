@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.build import TeacherBuilder
-from finetune.corpus import datasheet, tokens
+from finetune.corpus import books, datasheet, tokens
 from finetune.corpus.languages import WRITINGS
+from finetune.corpus.ledger import REJECTS
 from finetune.corpus.preferences import PREFERENCES
 from finetune.corpus.records import Mode, write_line
 from finetune.corpus.settings import Job
@@ -41,9 +42,10 @@ def write(
     replay: Tokens,
 ) -> dict[str, Any]:
     """Write all files; the facts of the manifest and of the datasheet."""
+    lines: dict[str, int] = {}
     for side in SIDES:
         found = (row for examples in sides.values() for row in examples.chats(examples.on(side), "chat"))
-        _lines(out / f"{side}.jsonl", (str(row["chat"]) for row in found))
+        lines[f"{side}.jsonl"] = _lines(out / f"{side}.jsonl", (str(row["chat"]) for row in found))
     written: dict[Side, tokens.Written] = {
         "train": tokens.write_sft(out / "sft_train.parquet", [*token_rows(sides, "train"), *replay]),
         "valid": tokens.write_sft(out / "sft_valid.parquet", token_rows(sides, "valid")),
@@ -51,11 +53,13 @@ def write(
     }
     texts = {part: tokens.write_text(out / f"text_{part}.parquet", found) for part, found in text.items()}
     chars: Counter[str] = Counter()
-    _lines(out / "general.jsonl", (_counted(row, chars) for row in general_rows(job, general)))
+    told = (_counted(row, chars) for row in general_rows(job, general))
+    lines["general.jsonl"] = _lines(out / "general.jsonl", told)
     with (out / PREFERENCES).open("wb") as joined:
         for folder in preferences:
             with (folder / PREFERENCES).open("rb") as part:
                 shutil.copyfileobj(part, joined)
+    lines |= {name: _count(out / name) for name in (PREFERENCES, REJECTS)}
     (out / "ledger.json").write_text(job.ledger.to_json(), encoding="utf-8")
     paired = job.ledger.counts.get("preferences", Counter())
     facts = {
@@ -90,7 +94,7 @@ def write(
         "preferences": {name: paired[name] for name in ("trained", "held_out")},
         **({"built": built} if (built := dict(_built(job))) else {}),
     }
-    _agree(job, sides, facts)
+    _agree(job, facts, lines)
     lengths: dict[str, Sequence[int]] = {side: one.lengths for side, one in written.items()}
     ledger = job.ledger
     datasheet.write(out, facts=facts, settings=job.settings, ledger=ledger, lengths=lengths, samples=ledger.samples)
@@ -99,9 +103,15 @@ def write(
     return facts
 
 
-def _lines(path: Path, lines: Iterable[str]) -> None:
+def _lines(path: Path, lines: Iterable[str]) -> int:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
+    return _count(path)
+
+
+def _count(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _counted(row: dict[str, str], chars: Counter[str]) -> str:
@@ -128,20 +138,13 @@ def _built(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, {"builder": builder, "source": spec.source, **counts}
 
 
-def _agree(job: Job, sides: Sides, facts: dict[str, Any]) -> None:
-    """What the ledger says came out of the last step of each side is what was written."""
-    for side in SIDES:
-        tokens_out = 0
-        for name in sides:
-            last = job.ledger.follow(f"{name}/{side}", ("decontaminate", "cap", "length"))
-            tokens_out += last.tokens_supervised_out or 0
-        mixed = job.ledger.find("mix", side)
-        if mixed is not None:
-            assert mixed.tokens_supervised_in == tokens_out, (side, mixed, tokens_out)
-            tokens_out = mixed.tokens_supervised_out or 0
-        for name in sides:
-            weighed = job.ledger.find("mix tasks", f"{name}/{side}")
-            if weighed is not None:
-                tokens_out += (weighed.tokens_supervised_out or 0) - (weighed.tokens_supervised_in or 0)
-        replay = facts["replay"]["tokens"] if side == "train" else 0
-        assert tokens_out + replay == facts["supervised_tokens"][side], f"{side}: a supervised token was lost"
+def _agree(job: Job, facts: dict[str, Any], lines: dict[str, int]) -> None:
+    """What the ledger says is what was given on at every step, and what was written; `lines` of each file."""
+    missing = books.gaps({**facts, "ledger": job.ledger.entries})
+    assert not missing, f"a row or a supervised token was lost: {missing}"
+    general = sum(job.ledger.entry("text", f"general/{kind}").rows_out for kind in job.settings.general)
+    said = {
+        **{f"{side}.jsonl": sum(sides[side]["rows"] for sides in facts["tasks"].values()) for side in SIDES},
+        "general.jsonl": general, PREFERENCES: sum(facts["preferences"].values()), REJECTS: facts["rejects"],
+    }  # fmt: skip
+    assert lines == said, f"a line was lost: {lines} were written of {said}"

@@ -43,6 +43,9 @@ def make_preferences(job: Job, shards: Shards, sides: Sides, evaluation: Evaluat
     work = partial(pair, plan=job.plan, tested=tested, evaluation=evaluation.frozen())
     folders = work_off("preferences", units, work, scratch=job.scratch, engine=job.engine, say=job.say)
     job.ledger.take_in(folders)
+    for name, use in job.settings.preferences.items():
+        given = job.ledger.entry("preference", f"preferences/{name}").rows_in
+        assert given == sum(map(len, shards[use.source])), f"preferences.{name}: a row of {use.source} was lost"
     return folders
 
 

@@ -44,6 +44,7 @@ def take_text(
     job.ledger.entry("text", label)
     for number, (shard, folder) in enumerate(zip(shards, folders, strict=True)):
         lengths = np.load(folder / "lengths.npy")
+        assert len(lengths) == len(shard), f"{label}: a row was lost"
         if use.max_chars is not None:
             for row, length in enumerate(lengths.tolist()):
                 if length > 0 and chars + length > use.max_chars:

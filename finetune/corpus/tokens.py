@@ -124,6 +124,7 @@ def write_sft(path: Path, parts: Iterable[tuple[Path, Mask]]) -> Written:
             for batch in batches(folder / ROWS, mask):
                 written.add(batch)
                 groups.add(batch)
+    _whole(path, len(written.lengths))
     return written
 
 
@@ -145,7 +146,12 @@ def write_text(path: Path, parts: Iterable[tuple[Path, Mask]]) -> tuple[int, int
                 rows += len(batch)
                 tokens += sum(batch["length"].to_pylist())
                 groups.add(batch)
+    _whole(path, rows)
     return rows, tokens
+
+
+def _whole(path: Path, rows: int) -> None:
+    assert pq.read_metadata(path).num_rows == rows, f"{path.name}: a row was not written"
 
 
 class _Groups:

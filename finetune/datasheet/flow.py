@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 LANES = ("sources", "tasks", "text", "replay", "preferences", "general")
-_OF_TASKS = ("task", "split", "decontaminate", "cap", "length", "mix")
+_OF_TASKS = ("task", "parts", "split", "decontaminate", "cap", "length", "mix", "mix tasks")
 _SIDES = ("train", "valid", "test")
 
 
@@ -78,16 +78,3 @@ def _joined(lane: str, steps: list[Step]) -> list[Step]:
 def _side(entry: Mapping[str, Any]) -> dict[str, int]:
     side = str(entry["source"]).rpartition("/")[2]
     return {side: entry["rows_out"]} if side in _SIDES else {}
-
-
-def unbalanced(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`step, source` of every entry whose rows or supervised tokens do not add up: none, or the page says so in red."""
-    return [f"{entry['step']}, {entry['source']}" for entry in ledger if not _adds_up(entry)]
-
-
-def _adds_up(entry: Mapping[str, Any]) -> bool:
-    rows = entry["rows_in"] + entry.get("made", 0) == entry["rows_out"] + sum(entry["dropped"].values())
-    if "tokens_supervised_in" not in entry:
-        return rows
-    lost = sum(entry["tokens_dropped"].values())
-    return rows and entry["tokens_supervised_in"] == entry["tokens_supervised_out"] + lost

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from finetune.artifacts import Artifact, checked, write_whole
-from finetune.corpus.redact import redact_key
+from finetune.corpus.books import gaps
+from finetune.corpus.redact import hide_files
 from finetune.datasheet import differences, flow
 from finetune.report import figures
 from finetune.report.strings import words
@@ -33,19 +33,13 @@ def write(folder: Path, prepared: Artifact, recipe: Any, documents: Documents) -
     sheet = permitted(json.loads(prepared.file("datasheet.json").read_text(encoding="utf-8")), recipe.privacy.samples)
     sheet |= {
         "about": {name: getattr(recipe, name) for name in ABOUT},
-        "documents": _hidden(documents, recipe),
+        "documents": hide_files(documents, recipe.prepare.redact, recipe.seed),
         "digest": prepared.digest,
         "privacy": recipe.privacy.samples,
     }
     write_whole(folder / "datasheet.json", json.dumps(sheet, ensure_ascii=False, indent=1) + "\n")
     write_whole(folder / "datasheet.html", render(sheet, recipe.language))
     return folder / "datasheet.html"
-
-
-def _hidden(documents: Documents, recipe: Any) -> dict[str, dict[str, str]]:
-    """The files with names as the rows have them: a hash where personal data stands."""
-    hide = partial(redact_key, settings=recipe.prepare.redact, seed=recipe.seed)
-    return {name: {hide(file): digest for file, digest in files.items()} for name, files in documents.items()}
 
 
 def permitted(sheet: Mapping[str, Any], samples: str) -> dict[str, Any]:
@@ -80,7 +74,7 @@ def render(sheet: Mapping[str, Any], language: str = "en") -> str:
     made.tests["differing"] = lambda sample: "before" in sample and "after" in sample
     lanes = flow.streams(sheet["ledger"])
     return made.get_template("sheet.html.jinja").render(
-        f=sheet, t=t, lanes=lanes, broken=flow.unbalanced(sheet["ledger"]),
+        f=sheet, t=t, lanes=lanes, broken=gaps(sheet),
         changes=_changes(lanes), differing=_marked, sections=_sections(sheet, lanes),
         read=sum(step.rows_out for step in lanes.get("sources", []) if step.name == "read"),
         examples=_examples(sheet), sources=_sources(sheet), decontaminated=_decontaminated(sheet),

@@ -23,7 +23,7 @@ FACTS: dict[str, Any] = {
     "text_tokens": {"train": 9000, "valid": 1000},
     "general_chars": {"speeches": 60000},
     "personal": {"email": 4, "cn_mobile": 2, "secret": 1},
-    "rejects": 34,
+    "rejects": 30,
     "near_duplicates": [
         {"source": "letters", "similarity": 0.87, "kept": f"{SECRET}.", "dropped": f"{SECRET}, and again."},
         {"source": "合同", "similarity": 0.9, "kept": f"{CHINESE}。", "dropped": f"{CHINESE.replace('十', '三十')}。"},
@@ -79,9 +79,11 @@ def ledger() -> Ledger:
         step("length", f"title/{side}", rows, tokens=10)
     step("text", "text/letters", 40, 10, "other side of the split")
     step("decontaminate", "text/letters", 30)
+    made.record("cut text", "text/letters", 30, 30, tokens=(10_000, 10_000), pieces=34)
     step("text", "replay", 11)
     step("decontaminate", "replay", 11, 1, "shared with an evaluation row")
-    step("cut replay", "replay", 10, pieces=40, chosen=6)
+    over = {"shorter than replay.tokens": 50, "over replay.share": 1360}
+    made.record("cut replay", "replay", 10, 10, (), (1650, 240), over, pieces=40, chosen=6)
     step("text", "general/speeches", 11, 1, "over max_chars")
     step("preference", "preferences/ours", 6)
     return made
