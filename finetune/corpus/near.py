@@ -200,14 +200,14 @@ class _Search:
                 often[self._numbers(values[begin : begin + size])] += 1
             fresh = [pairs]
             for size in range(2, min(_SMALL, sizes.max(initial=0)) + 1):
-                members = self._numbers(values[begins[sizes == size][:, None] + np.arange(size)])
-                if not len(members):
-                    continue
-                for first in range(size):
-                    for second in range(first + 1, size):
-                        better, worse = members[:, first], members[:, second]
-                        alike = self._alike(better, worse)
-                        fresh.append(worse[alike].astype(np.uint64) << np.uint64(32) | better[alike].astype(np.uint64))
+                of_size, (first, second) = begins[sizes == size], np.triu_indices(size, 1)
+                for begin in range(0, len(of_size), WINDOWS // len(first)):
+                    members = self._numbers(
+                        values[of_size[begin : begin + WINDOWS // len(first), None] + np.arange(size)]
+                    )
+                    better, worse = members[:, first].ravel(), members[:, second].ravel()
+                    alike = self._alike(better, worse)
+                    fresh.append(worse[alike].astype(np.uint64) << np.uint64(32) | better[alike].astype(np.uint64))
             pairs = distinct(np.concatenate(fresh)).values
         return pairs, np.sort(np.concatenate(crowded)), np.flatnonzero(often >= self.shared)
 
