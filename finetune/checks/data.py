@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from finetune.config import Recipe
-from finetune.config.data import Source, Task, find_files, placeholders
+from finetune.config.data import Source, Task, find_files, place, placeholders
 from finetune.config.load import suggest
 from finetune.errors import Problem
 from finetune.metrics import METRICS
@@ -51,8 +51,9 @@ def check_sources(recipe: Recipe) -> Iterator[Problem]:
             rule = "a source is read from a path, a hub or a wheel, one of the three"
             yield Problem(path, source.path, rule, f"keep {path}.path, {path}.hub or {path}.wheel")
         elif source.path is not None and root.is_dir() and not find_files(root, source.path):
-            rule = f"nothing of this name in {recipe.data_root}"
-            yield Problem(f"{path}.path", source.path, rule, _nearest_file(root, source.path))
+            begun, wanted = place(root, source.path)
+            rule = f"nothing of this name in {recipe.data_root if begun is root else begun}"
+            yield Problem(f"{path}.path", source.path, rule, _nearest_file(begun, wanted))
         if source.wheel is not None and not re.fullmatch(r"[0-9a-f]{64}", source.wheel.sha256):
             rule = "is no sha256 (64 hex digits)"
             yield Problem(f"{path}.wheel.sha256", source.wheel.sha256, rule, "see `pip hash FILE.whl`")

@@ -12,6 +12,10 @@ from finetune.config.section import Section
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "json", "txt", "md", "html", "pdf", "docx", "obo", "parquet"]
 
+HERE = Path(__file__).resolve().parents[2]
+"""The toolkit's folder."""
+TOOLKIT = "toolkit:"
+
 Form = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "preference"]
 
 
@@ -20,12 +24,18 @@ def placeholders(template: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(template) if name]
 
 
+def place(root: Path, path: str) -> tuple[Path, str]:
+    """Where a source's path begins, and the path from there: `toolkit:` is the toolkit's folder wherever it lies."""
+    return (HERE, path.removeprefix(TOOLKIT)) if path.startswith(TOOLKIT) else (root, path)
+
+
 def find_files(root: Path, path: str) -> list[Path]:
     """The files that a source's path (file, glob or folder, below `root` or absolute) stands for, sorted."""
+    root, path = place(root, path)
     wanted = root / path
     if wanted.is_dir():
         found = (file for file in sorted(wanted.rglob("*")) if file.is_file())
-        return [file for file in found if not any(map(_is_hidden, file.relative_to(wanted).parts))]
+        return [file for file in found if not (_is_hidden(file.relative_to(wanted)) or _is_lock(file.name))]
     if wanted.is_file():
         return [wanted]
     # Path.glob takes no pattern that is absolute or leaves its root, and a recipe may say ../general/*.jsonl. It finds
@@ -34,8 +44,8 @@ def find_files(root: Path, path: str) -> list[Path]:
     return [file for file in (root / match for match in matches) if file.is_file() and not _is_lock(file.name)]
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or _is_lock(name)
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _is_lock(name: str) -> bool:
@@ -94,7 +104,8 @@ class Source(Section):
     """A file, glob or folder below `data_root` (or of a hub, or of a pinned wheel) and how its rows are named."""
 
     path: str | None = None
-    """File, glob (`notes/*.html`) or folder, relative to data_root. Give this, `hub` or `wheel`."""
+    """File, glob (`notes/*.html`) or folder, relative to data_root; `toolkit:data/general/speeches.jsonl` is the
+    toolkit's own. Give this, `hub` or `wheel`."""
     hub: Hub | None = None
     wheel: Wheel | None = None
     format: Format = "auto"

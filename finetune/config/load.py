@@ -9,12 +9,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from finetune.config.build import BUILDERS
+from finetune.config.data import HERE
 from finetune.config.recipe import Recipe
 from finetune.errors import Problem, RecipeError
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
-RECIPES = ROOT / "recipes"
+CONFIGS = HERE / "configs"
+RECIPES = HERE / "recipes"
 GROUPS = ("recipe", "model", "method", "machine", "tracking")
 
 

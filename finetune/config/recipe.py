@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from finetune.config.build import Built
-from finetune.config.data import ReadyPreferences, Replay, Source, Task, TextUse
+from finetune.config.data import HERE, ReadyPreferences, Replay, Source, Task, TextUse
 from finetune.config.evaluation import Gates, Handoff, Privacy, Score, Tracking
 from finetune.config.export import Quantise, Scheme
 from finetune.config.machine import Machine
@@ -82,7 +82,7 @@ class Recipe(Section):
     def documents(self) -> Path:
         """data_root as a path: from where the command was typed, else (sample corpora) from the toolkit's folder."""
         given = Path(self.data_root)
-        return given if given.exists() or given.is_absolute() else Path(__file__).resolve().parents[2] / given
+        return given if given.exists() or given.is_absolute() else HERE / given
 
     @property
     def main_task(self) -> str:

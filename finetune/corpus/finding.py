@@ -11,7 +11,7 @@ from typing import get_args
 
 from finetune import wheels
 from finetune.artifacts import Artifact, canonical_json, hash_file
-from finetune.config.data import Format, Source, find_files
+from finetune.config.data import HERE, TOOLKIT, Format, Source, find_files, place
 from finetune.corpus.hub import find_hub_files
 from finetune.corpus.streams import GZIP, ZSTD, SourceFile, scan, splits_at_bytes
 from finetune.errors import Problem, RecipeError
@@ -113,16 +113,14 @@ def find_files_of(
         return [SourceFile(source.wheel.member, None, _pinned(source))]
     assert source.path is not None, "checks ask for path, hub or wheel"
     paths = find_files(data_root, source.path)
+    root, wanted = place(data_root, source.path)
     if not paths:
-        problems.append(
-            Problem(
-                where,
-                source.path,
-                f"there is no such file, folder or match below {data_root}",
-                _nearby(data_root / source.path) or "correct the path, or set data_root",
-            )
-        )
-    found = [SourceFile(Path(os.path.relpath(path, data_root)).as_posix(), path) for path in paths]
+        rule = f"there is no such file, folder or match below {root}"
+        fix = _nearby(root / wanted) or "correct the path, or set data_root"
+        problems.append(Problem(where, source.path, rule, fix))
+    # The same name on every machine, wherever the documents lie and wherever the toolkit does.
+    begun = TOOLKIT if root is HERE else ""
+    found = [SourceFile(f"{begun}{Path(os.path.relpath(path, root)).as_posix()}", path) for path in paths]
     for file in found:
         shown = os.fsencode(file.name).decode("utf-8", "backslashreplace")
         if shown != file.name:

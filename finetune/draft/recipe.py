@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from finetune.config.load import RECIPES, ROOT
+from finetune.config.data import TOOLKIT
+from finetune.config.load import RECIPES
 from finetune.draft.folder import FILES, LINE, ROWS, Folder, look
 from finetune.draft.sections import of_documents
 from finetune.draft.tasks import Drafted, of_table, text_column
 from finetune.errors import RecipeError
 
-GENERAL = ROOT / "data" / "general"
 _TEMPLATE = Path(__file__).with_name("recipe.yaml.jinja")
 _UNITS = {
     "heading": "sections", "clause": "clauses", "page": "pages", "paragraph": "paragraphs", "document": "documents",
@@ -25,7 +25,7 @@ _UNITS = {
 def run(root: Path, name: str | None, to: Path) -> int:
     """Write TO/NAME.yaml for the documents below `root`; never over a file that is there."""
     name = _named(name or _slug(root.resolve().name), to)
-    folder = look(root)
+    folder = look(_apart(root))
     drafted = _with_one_task(draft(folder), root)
     to.mkdir(parents=True, exist_ok=True)
     file = to / f"{name}.yaml"
@@ -33,10 +33,20 @@ def run(root: Path, name: str | None, to: Path) -> int:
         stream.write(write(name, folder, drafted))
     for line in describe(folder, drafted):
         print(line)
-    here = f"recipe={name} --config-dir {to}"
+    here = f"recipe={name} --config-dir {to} model=smollm2_135m"
     print(f"\nrecipe: {file}")
     print(f"next:   finetune prepare {here}  (then look at the datasheet)\n        finetune train {here}")
+    print("        (without model=: the large one of the toolkit, for machines with GPUs; docs/training.md)")
     return 0
+
+
+def _apart(root: Path) -> Path:
+    """The folder, if what a run writes would not lie in it."""
+    if Path.cwd().is_relative_to(root.resolve()):
+        rule = "is where you type, and what a run writes (work/, mine/) would lie among the documents"
+        beside = root.resolve()
+        raise RecipeError.one("folder", str(root), rule, f"cd {beside.parent} && finetune init {beside.name}")
+    return root
 
 
 def draft(folder: Folder) -> list[Drafted]:
@@ -96,10 +106,13 @@ def write(name: str, folder: Folder, drafted: Sequence[Drafted]) -> str:
         description=f"Drafted from {sum(len(one.source.files) for one in drafted)} files.",
         language="zh" if folder.chinese else "en",
         stages=["sft", "dpo"] if any(one.preferences for one in drafted) else ["sft"],
-        root=str(folder.root.resolve()),
+        root=str(folder.root),
+        relative=not folder.root.is_absolute(),
         line=LINE,
         drafted=drafted,
-        general={file: str(GENERAL / f"{file}.jsonl") for file in ("speeches", "countries", "replay_speeches")},
+        general={
+            file: f"{TOOLKIT}data/general/{file}.jsonl" for file in ("speeches", "countries", "replay_speeches")
+        },
         main=next(iter(max((one for one in drafted if one.tasks), key=_weight).tasks)),
         running=[
             one for one in drafted

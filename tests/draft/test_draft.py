@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetune.checks import check
 from finetune.config import Recipe, load
 from finetune.config.data import placeholders
 from finetune.corpus.build import fill
+from finetune.corpus.finding import find_documents
 from finetune.draft import recipe as drafting
 from finetune.draft.folder import look
 from finetune.errors import RecipeError
@@ -39,7 +41,7 @@ def drafted(folder: Path, name: str = "ours") -> Recipe:
 
 
 def jsonl(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
     return folder
@@ -58,6 +60,38 @@ def test_a_folder_of_mixed_files_becomes_a_recipe_that_passes_its_checks(tmp_pat
     assert "1 .jpg (no reader)" in told
     assert "1 .xlsx (no reader)" in told
     assert "finetune prepare recipe=ours --config-dir" in told
+
+
+def test_a_drafted_recipe_names_no_folder_of_this_machine_and_means_the_same_documents_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """data_root and the general text stood in it as absolute paths: it ran where it was drafted and nowhere else."""
+    digests = []
+    for place in (tmp_path / "here", tmp_path / "some" / "where" / "else"):
+        jsonl(place / "docs", [{"question": f"What is {i}?", "answer": f"{i}"} for i in range(90)])
+        monkeypatch.chdir(place)
+        if not digests:
+            assert drafting.run(Path("docs"), "ours", Path("mine")) == 0
+        else:
+            (place / "mine").mkdir()
+            (place / "mine" / "ours.yaml").write_text((tmp_path / "here/mine/ours.yaml").read_text())
+        recipe = load(["recipe=ours", "model=smollm2_135m", "machine=cpu"], config_dir=Path("mine"))
+        assert check(recipe) == []
+        found = find_documents(recipe.sources, recipe.documents)
+        assert set(found.facts["sources"]["speeches"]) == {"toolkit:data/general/speeches.jsonl"}
+        digests.append(found.digest)
+    assert digests[0] == digests[1]
+    assert not re.search(r"[:\s\"]/", (tmp_path / "here/mine/ours.yaml").read_text())
+
+
+def test_the_folder_in_which_one_types_is_refused_with_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`finetune init .` drafted a recipe whose check said that work/ lies among the documents."""
+    monkeypatch.chdir(mixed(tmp_path / "docs"))
+    for folder in (".", ".."):
+        with pytest.raises(RecipeError, match=r"cd .* && finetune init "):
+            drafting.run(Path(folder), "ours", Path("mine"))
 
 
 def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
