@@ -17,7 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import accumulate
+from functools import lru_cache
+from itertools import accumulate, chain, repeat
 from math import ceil
 from typing import NamedTuple
 
@@ -117,11 +118,17 @@ class EvaluationIndex:
 
     def find(self, values: Iterable[str], prompt_values: Sequence[str] = ()) -> tuple[str, str] | None:
         """(evaluation row, shared passage) for a training row that says the same, or None."""
-        asked = [word for value in prompt_values for word in words(value)]
+        if not (self._prompts or self._ngrams or self._passages):
+            return None
+        values = list(values)
+        cut = {value: words(value) for value in {*values, *prompt_values}}
+        asked = [word for value in prompt_values for word in cut[value]]
         if row := self._prompts.get("".join(asked)):
             return row, "the whole prompt"
-        texts = [words(value) for value in values]
+        texts = [cut[value] for value in values]
         for found in texts:
+            if self._starts.isdisjoint(zip(*(found[i:] for i in range(self._start)), strict=False)):
+                continue
             for i in range(len(found) - self.n + 1):
                 if tuple(found[i : i + self._start]) not in self._starts:
                     continue
@@ -132,12 +139,18 @@ class EvaluationIndex:
         self.settle()
         if near := self._find_near("".join(word for found in texts for word in found)):
             return near
-        if sum(map(len, asked)) <= self._window and (hit := self._find_edited(asked, whole=True)):
-            return hit
-        for found in texts:
-            for begin, end in _windows(found, self._window):
-                if hit := self._find_edited(found[begin:end], whole=False):
-                    return hit
+        parts = [(found[begin:end], False) for found in texts for begin, end in _windows(found, self._window)]
+        if sum(map(len, asked)) <= self._window:
+            parts = [(asked, True), *parts]
+        close: dict[str, list[int]] = {}  # most prompts are a value
+        for found, whole in parts:
+            letters = "".join(found)
+            if letters not in close:
+                close[letters] = self._close(letters)
+            for number in close[letters]:
+                passage = self._passages[number]
+                if passage.whole == whole and (shown := _repeats(passage, found, letters, self._known)):
+                    return passage.row, shown
         return None
 
     def settle(self) -> None:
@@ -170,30 +183,24 @@ class EvaluationIndex:
         if not _NEAR_SHORTEST * _NEAR <= len(said) <= self._longest / _NEAR + _GRAM:
             return None
         grams = _grams(said, _GRAM)
-        hits = Counter(number for gram in grams & self._row_anchors.keys() for number in self._row_anchors[gram])
-        for number, count in sorted(hits.items(), key=lambda hit: (-hit[1], hit[0])):
-            if count < _NEAR_ANCHORS // 2:
-                break
+        hits = _hits(grams, self._row_anchors)
+        for _, number in sorted((-count, number) for number, count in hits.items() if count >= _NEAR_ANCHORS // 2):
             theirs = _grams(self._rows[number][1], _GRAM)
             if len(grams & theirs) >= _NEAR * len(grams | theirs):
                 return self._rows[number][0], "nearly the whole row"
         return None
 
-    def _find_edited(self, found: Sequence[str], whole: bool) -> tuple[str, str] | None:
-        letters = "".join(found)
+    def _close(self, letters: str) -> list[int]:
+        """The passages that a text may hold, edited: the likeliest first."""
         grams = _grams(letters, _GRAM)
         if not letters.isascii():
-            grams |= _grams(letters, _CJK_GRAM)
-        hits: dict[int, int] = {}
-        for gram in grams & self._anchors.keys():
-            for number in self._anchors[gram]:
-                hits[number] = hits.get(number, 0) + 1
-        close = [(-count, number) for number, count in hits.items() if count >= self._needed[number]]
-        for _, number in sorted(close):
-            passage = self._passages[number]
-            if passage.whole == whole and (shown := _repeats(passage, found, letters, self._known)):
-                return passage.row, shown
-        return None
+            grams = grams | _grams(letters, _CJK_GRAM)
+        hits = _hits(grams, self._anchors)
+        return [n for _, n in sorted((-count, n) for n, count in hits.items() if count >= self._needed[n])]
+
+
+def _hits(grams: frozenset[str], anchors: dict[str, list[int]]) -> Counter[int]:
+    return Counter(chain.from_iterable(map(anchors.__getitem__, grams & anchors.keys())))
 
 
 def _gram_at(found: Sequence[str], at: int, n: int) -> tuple[str, ...]:
@@ -220,6 +227,9 @@ def _repeats(passage: _Passage, found: Sequence[str], letters: str, known: set[s
     pattern = passage.letters
     if passage.whole:
         if abs(len(pattern) - len(letters)) > 0.4 * len(pattern):
+            return None
+        # Most are told by what is asked of a part anyway.
+        if _best_place(pattern, letters, anywhere=True)[0] > 0.4 * len(pattern):
             return None
         begin, end = 0, len(letters)
         distance = _best_place(pattern, letters, anywhere=False)[0]
@@ -303,6 +313,7 @@ def _alike(word: str, other: str) -> bool:
     return _best_place(word, other, anywhere=False)[0] <= max(2, _MISSPELT * len(word))
 
 
+@lru_cache(256)
 def _best_place(pattern: str, text: str, anywhere: bool) -> tuple[int, int]:
     """(least edit distance between the pattern and a part of the text, or all of it; where the part ends)."""
     size = len(pattern)
@@ -310,28 +321,25 @@ def _best_place(pattern: str, text: str, anywhere: bool) -> tuple[int, int]:
     masks: dict[str, int] = {}
     for i, letter in enumerate(pattern):
         masks[letter] = masks.get(letter, 0) | 1 << i
-    plus, minus, distance = everything, 0, size
+    plus, minus, distance, first = everything, 0, size, 0 if anywhere else 1
     best = (size, 0)
-    for at, letter in enumerate(text, 1):
-        equal = masks.get(letter, 0)
+    for at, equal in enumerate(map(masks.get, text, repeat(0)), 1):
         across = equal | minus
-        diagonal = (((equal & plus) + plus) ^ plus) | equal
-        up = minus | ~(diagonal | plus) & everything
+        diagonal = ((equal & plus) + plus ^ plus) | across
+        up = minus | everything & ~(diagonal | plus)
         down = plus & diagonal
         if up & last:
             distance += 1
         elif down & last:
             distance -= 1
-        up = up << 1 & everything
-        if not anywhere:
-            up |= 1
-        down = down << 1 & everything
-        plus = down | ~(across | up) & everything
+            if distance < best[0]:
+                best = (distance, at)
+        up = up << 1 | first
+        plus = (down << 1 | ~(across | up)) & everything
         minus = up & across
-        if anywhere and distance < best[0]:
-            best = (distance, at)
     return best if anywhere else (distance, len(text))
 
 
-def _grams(letters: str, size: int) -> set[str]:
-    return {letters[i : i + size] for i in range(len(letters) - size + 1)}
+@lru_cache(4)
+def _grams(letters: str, size: int) -> frozenset[str]:
+    return frozenset({letters[i : i + size] for i in range(len(letters) - size + 1)})
