@@ -161,8 +161,9 @@ class TeacherBuilder(FromSource):
         "copied character by character.\n\nPassage:\n{text}"
     )
     """The user's message, with columns of the source."""
-    checks: tuple[Literal["numbers", "names"], ...] = ("numbers", "names")
-    """Beside the quote, which must stand in the text word for word: numbers and names of the answer must be in it."""
+    checks: tuple[Literal["quote", "numbers", "names"], ...] = ("quote", "numbers", "names")
+    """The quote must stand in the text word for word. Beside that, `quote`: it holds the answer (up to 6 words, or 12
+    Chinese characters) or half of the words of a longer one; `numbers`, `names`: its own are in the text."""
     max_new_tokens: Annotated[int, Field(ge=16)] = 400
     concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     timeout_s: Annotated[float, Field(gt=0)] = 120.0

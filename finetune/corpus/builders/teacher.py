@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from finetune.config.build import TeacherBuilder
 from finetune.corpus.build import Item, fill
 from finetune.corpus.builders.drafts import Draft, Found, Span, Unused
 from finetune.corpus.builders.sentences import Extent
+from finetune.corpus.leaks import words
 from finetune.errors import RecipeError
 from finetune.kept import append_lines, read_on
 from finetune.metrics.objects import NotOneObjectError, read_json
@@ -25,8 +27,18 @@ KEY = "TEACHER_API_KEY"
 _KEPT: dict[Path, tuple[int, dict[str, dict[str, Any]]]] = {}
 """File -> (bytes of it that this process has read, what it holds)."""
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
-_NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)*|[〇一二三四五六七八九十百千万亿]{2,}")
-_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w’'-]+|《[^》]+》|“[^”]+”")
+_NUMBER = re.compile(
+    r"[0-9]+(?:[.,][0-9]+)*|[〇一二两三四五六七八九十百千万亿]{2,}|[一二两三四五六七八九十百](?=[个年月日天时元公斤吨米条款项次名人份])"
+)
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3})")
+_NAME = re.compile(r"\b[A-Z][\w’'-]+|《[^》]+》|“[^”]+”")
+_OPENER = re.compile(
+    "A|An|The|It|Its|He|She|They|We|You|This|That|These|Those|There|If|When|Where|While|Who|What|Which|Yes|No|Not|Only|All"
+    "|Any|Each|Every|In|On|At|By|For|From|To|With|Within|Under|After|Before|Because|Since|Until|Unless|As|And|Or|But"
+)
+"""Words with a capital letter that are no name."""
+_SHORT = 6
+"""Words (a Chinese character counts as half of one) up to which an answer has to stand in its quote as it is."""
 
 
 def build(name: str, spec: TeacherBuilder, items: Sequence[Item], books: Path) -> Found:
@@ -133,9 +145,12 @@ def _judge(spec: TeacherBuilder, item: Item, reply: dict[str, Any], mark: str) -
     place = find_quote(text, quote)
     if place is None:
         return Unused(item, "its quote does not stand in the text")
+    if "quote" in spec.checks and not bears(quote, answer):
+        return Unused(item, "its quote does not hold the answer")
     if "numbers" in spec.checks and not {*_numbers(answer)} <= {*_numbers(text)}:
         return Unused(item, "a number of its answer does not stand in the text")
-    if "names" in spec.checks and not all(name.casefold() in text.casefold() for name in _NAME.findall(answer)):
+    names = [name for name in _NAME.findall(answer) if not _OPENER.fullmatch(name)]
+    if "names" in spec.checks and not all(name.casefold() in text.casefold() for name in names):
         return Unused(item, "a name of its answer does not stand in the text")
     columns = {"question": question, "answer": answer, "_builder": mark}
     return Draft(item, "teacher", (Span(item, spec.text, *place),), columns)
@@ -145,6 +160,20 @@ def find_quote(text: str, quote: str) -> Extent | None:
     """Where the words of a quote stand in a text, one after the other; only white space may differ."""
     match = re.search(r"\s+".join(map(re.escape, quote.split())), text)
     return match.span() if match else None
+
+
+def bears(quote: str, answer: str) -> bool:
+    """Whether a short answer stands in the quote, or half of what a longer one says; case and signs aside.
+
+    What was asked is not looked at: an answer such as "yes" is borne by nothing.
+    """
+    told, asked = (words(_THOUSANDS.sub("", text)) for text in (quote, answer))
+    chinese = sum(not word.isascii() and len(word) == 1 for word in asked)
+    if len(asked) - chinese / 2 <= _SHORT:
+        return any(told[at : at + len(asked)] == asked for at in range(len(told) - len(asked) + 1)) and asked != []
+    if 2 * chinese > len(asked):  # one character alone says too little
+        told, asked = ([a + b for a, b in pairwise(found)] for found in (told, asked))
+    return 2 * len({*asked} & {*told}) >= len({*asked})
 
 
 def _numbers(text: str) -> list[str]:

@@ -111,7 +111,7 @@ def test_a_teacher_sees_no_personal_data_and_its_rows_are_marked(acts) -> None:
             f"# Office {number}\n\nWrite to clerk{number}@example.org, token ghp_{'Ab1' * 12}, about case {number} of "
             f"{' '.join(random.Random(number).choices(WORDS, k=8))}.\n",
         )
-    reply = json.dumps({"question": "To whom?", "answer": "To the clerk", "quote": "Write to"})
+    reply = json.dumps({"question": "To whom?", "answer": "[EMAIL_1]", "quote": "Write to [EMAIL_1]"})
     with teaching({"Write": reply}) as server:
         acts.config["build"] = {"taught": {
             "source": "acts", "builder": "teacher", "endpoint": f"{server.url}#wise", "send_documents": True,

@@ -12,7 +12,7 @@ import pytest
 from corpus.builders.built import build, document, reasons
 from local_server import Handler, Local
 
-from finetune.corpus.builders.teacher import find_quote
+from finetune.corpus.builders.teacher import bears, find_quote
 from finetune.errors import RecipeError
 
 TEXTS = (
@@ -100,8 +100,14 @@ def test_rows_are_marked_and_every_quote_stands_in_its_text(tmp_path, monkeypatc
         (said("q?", " ", "pays"), "the reply lacks question, answer or quote"),
         ('{"question": 1, "answer": "a", "quote": "pays"}', "the reply lacks question, answer or quote"),
         (said("q?", "1,200 euros", "pays 1,200 dollars"), "its quote does not stand in the text"),
-        (said("q?", "1,300 euros", "pays 1,200 euros"), "a number of its answer does not stand in the text"),
-        (said("q?", "it pays Gerhard", "pays 1,200 euros"), "a name of its answer does not stand in the text"),
+        (said("q?", "Berlin", "pays 1,200 euros"), "its quote does not hold the answer"),
+        (said("q?", "mercator gmbh", "."), "its quote does not hold the answer"),
+        (said("q?", "1,300 euros", "pays 1,200 euros"), "its quote does not hold the answer"),
+        (said("q?", "yes", "pays 1,200 euros"), "its quote does not hold the answer"),
+        (said("q?", "The buyer pays 1,300 euros to Mercator within thirty days.", TEXTS[0]),
+         "a number of its answer does not stand in the text"),
+        (said("q?", "Berlin buyer pays 1,200 euros to Mercator within thirty days.", TEXTS[0]),
+         "a name of its answer does not stand in the text"),
         ("CUT", "the reply was cut off at max_new_tokens"),
     ],
 )
@@ -111,6 +117,28 @@ def test_what_the_text_does_not_bear_out_is_left_out(reply, reason, tmp_path) ->
     assert rows == []
     assert reasons(rejects) == [reason]
     assert all("Gerhard" not in reject.detail for reject in rejects), "nothing of a reply gets into the rejects"
+
+
+@pytest.mark.parametrize(
+    ("quote", "answer", "holds"),
+    [
+        ("The capital of France is Paris.", "paris", True),
+        ("The capital of France is Paris.", "Par", False),
+        ("pays 1,200 euros", "1200 euros", True),
+        ("weighs 20 kg", "20 tonnes", False),
+        ("weighs 20 kg", "twenty kilograms", False),
+        ("法国的首都是巴黎。", "巴黎", True),
+        ("法国的首都是巴黎。", "柏林", False),
+        ("重量为二十公斤", "五公斤", False),
+        ("The buyer pays within thirty days of delivery.", "Payment is due by the buyer within thirty days.", True),
+        ("The buyer pays.", "The seller has to deliver all goods to the port of Hamburg.", False),
+        ("保险人应当在三十日内作出核定", "保险人收到请求后应当在三十日内作出核定并通知", True),
+        ("保险人应当在三十日内作出核定", "投保人可以随时解除合同而不必说明任何理由", False),
+    ],
+)
+def test_a_quote_holds_a_short_answer_as_it_is_and_half_of_a_long_one(quote, answer, holds) -> None:
+    """A lying teacher got through with any quote at all, a full stop even: its answer was looked for nowhere."""
+    assert bears(quote, answer) is holds
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "garbage", "cut"])
