@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -130,7 +130,7 @@ def watched(path: Path, work: Path, options: argparse.Namespace, kill_at: int | 
             if now["Pss"] > peak["all"]:
                 largest = max((one["Pss"] for one in held), default=0) // 1024
                 peak = {"all": now["Pss"], "mapped": now["Pss_File"], "largest": largest, "processes": len(held)}
-            step = _step(work)
+            step = _step(work, steps)
             steps[step] = max(steps.get(step, 0), now["Pss"])
             if kill_at is not None and len(_rows_done(work)) >= kill_at:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -152,10 +152,11 @@ def _rows_done(work: Path) -> list[Path]:
     return list(work.glob("prepare-*.partial/.pieces/*/rows/[0-9]*"))
 
 
-def _step(work: Path) -> str:
-    """The folder of pieces that was begun last."""
+def _step(work: Path, before: Iterable[str]) -> str:
+    """The folder of pieces that was begun last; there is none before the first, while files are hashed, and at the
+    end, when the page is drawn."""
     found = [(path.stat().st_ctime, path.name) for path in work.glob("prepare-*.partial/.pieces/*/*/")]
-    return max(found)[1] if found else "before the first"
+    return max(found)[1] if found else "page" if "task" in before else "start"
 
 
 def _session(leader: int) -> list[int]:

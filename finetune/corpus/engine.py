@@ -29,8 +29,11 @@ ENOUGH = 20
 """Problems after which no further unit is begun: nobody mends more at one time."""
 _QUIET = 10.0
 """Seconds without a word."""
-_LOADED = ("numpy", "pyarrow.parquet", "finetune.corpus.engine")
-"""What the server of the workers imports once for all of them."""
+_LOADED = (
+    "numpy", "pyarrow.parquet", "finetune.corpus.rows", "finetune.corpus.duplicates", "finetune.corpus.built",
+    "finetune.corpus.training", "finetune.corpus.preferences",
+)  # fmt: skip
+"""What the server of the workers imports once for all of them: every step, for each begins workers of its own."""
 
 
 @dataclass(frozen=True)
