@@ -230,3 +230,32 @@ def test_a_reject_repeats_no_key_of_a_row_that_cannot_be_read(corpus: Corpus) ->
     assert rules["wrong conversation"] == "talk[1] has keys that would not be trained: 2 of 4"
     assert rules["uncertain form"] == "a row fits no form that is known"
     assert not any(key in json.dumps(rejects) for key in ("ann@", "Wang"))
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("patient_ssn", "123456789"), ("userSSN", "123456789"), ("patientMRN", "73910042"),
+        ("drivers_license", "D1234567"), ("medicalRecordNumber", "7391004"), ("phone1", "5551234567"),
+        ("contact_number", "5551234567"), ("电话2", "62345678"),
+        ("password", "correcthorse"), ("user.password", "12"), ("用户密码", "芝麻开门"),
+    ],
+)  # fmt: skip
+def test_a_columns_name_says_what_stands_there_however_it_is_written(column: str, text: str) -> None:
+    assert [(one.start, one.end) for one in find_personal(text, KINDS, column)] == [(0, len(text))]
+    assert find_personal(text, KINDS, "remark") == []
+
+
+@pytest.mark.parametrize("column", ["text", "message.text", "office", "call"])
+@pytest.mark.parametrize(
+    "text",
+    ["order 1005713 filter valve", "2011-01-02 03:04 pump stopped", "Sales of 12345678 units", "ISBN 9783161484100"],
+)
+def test_a_column_called_text_announces_no_number(column: str, text: str) -> None:
+    """`text 555 1234` asks to be sent a message; the name of the column in which documents are announces nothing."""
+    assert find_personal(text, KINDS, column) == []
+
+
+def test_a_password_column_keeps_words_that_say_nothing() -> None:
+    assert find_personal("required", KINDS, "password") == find_personal("", KINDS, "password") == []
+    assert find_personal("[SECRET_1]", KINDS, "password") == []

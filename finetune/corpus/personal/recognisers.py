@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from finetune.corpus.personal import checksums, names, secrets
+from finetune.corpus.personal import checksums, labels, names, secrets
 
 
 def _always(_: str) -> bool:
@@ -185,7 +185,10 @@ def _findings(text: str, kinds: frozenset[str], label: str) -> list[Finding]:
     if _ESCAPE.search(text):
         text, places = _unescaped(text)
         return [Finding(places[one.start], places[one.end], one.kind) for one in _findings(text, kinds, label)]
-    ahead = f"{label}: " if label else ""
+    words = labels.words_of(label)
+    if "secret" in kinds and labels.is_password(words, text):
+        return [] if PLACEHOLDER.fullmatch(text) else [Finding(0, len(text), "secret")]
+    ahead = f"{words}: " if words else ""
     text = ahead + text
     if _ODD.search(text):
         text = text.translate(_PLAIN)
