@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 _CANDIDATES, _CANDIDATES_OF_LONG, _LONG = 200, 40, 200
 """Constant answers tried for a graded metric: the most frequent, then in alphabetical order; fewer where answers have
 more than so many characters, because each is held against each."""
+_CLASSES, _FEATURES = 500, 100_000
+"""At most so many answers are classes of the linear model, the most frequent, then in alphabetical order, and so many
+words and pairs are looked at: it has a weight for each class and word. Where every row has its own answer, as with
+running text, 10,000 rows would be more than 100 GB."""
+_BLOCK = 256
+"""Questions that are held against all training rows at once."""
 _WHOLE = frozenset({"exact_match", "label_accuracy", "json_exact", "multiple_choice"})
 """Metrics on which the best constant answer is simply the most frequent one."""
 
@@ -44,8 +50,8 @@ def majority(rows: Sequence[Row], task: Task) -> str:
 def linear(prompts: Sequence[str], answers: Sequence[str], asked: Sequence[str], *, seed: int) -> list[str]:
     """Answers of a linear support vector machine over TF-IDF of words and word pairs, answers being the classes.
 
-    When all training answers are JSON objects with the same keys there is one classifier for each field, which can
-    put fields together in ways that no training row has.
+    Of very many different answers the most frequent alone can be given. When all training answers are JSON objects with
+    the same keys there is one classifier for each field, which puts fields together as no training row may have them.
     """
     table = _same_keys(answers)
     if table is None:
@@ -65,27 +71,32 @@ def linear(prompts: Sequence[str], answers: Sequence[str], asked: Sequence[str],
 def nearest(prompts: Sequence[str], answers: Sequence[str], asked: Sequence[str]) -> list[str]:
     """The answer of the training row whose prompt is most alike (cosine of TF-IDF); of equals the first."""
     features = _features()
-    known = features.fit_transform(prompts)
-    alike = (features.transform(asked) @ known.T).toarray()
-    return [answers[int(row)] for row in alike.argmax(axis=1)]
+    known = features.fit_transform(prompts).T
+    found = features.transform(asked)
+    blocks = ((found[at : at + _BLOCK] @ known).toarray() for at in range(0, len(asked), _BLOCK))
+    return [answers[int(row)] for alike in blocks for row in alike.argmax(axis=1)]
 
 
 def _classify(prompts: Sequence[str], labels: Sequence[str], asked: Sequence[str], seed: int) -> list[str]:
     from sklearn.svm import LinearSVC
 
-    if len(set(labels)) == 1:
+    counts = Counter(labels)
+    if len(counts) == 1:
         return [labels[0]] * len(asked)
-    features = _features()
+    classes = set(sorted(counts, key=lambda label: (-counts[label], label))[:_CLASSES])
+    prompts, labels = zip(*((one, label) for one, label in zip(prompts, labels, strict=True) if label in classes),
+                          strict=True)  # fmt: skip
+    features = _features(_FEATURES)
     # Answers are classes on purpose, also where nearly every row has its own.
     warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
     model = LinearSVC(random_state=seed).fit(features.fit_transform(prompts), list(labels))
     return [str(label) for label in model.predict(features.transform(asked))]
 
 
-def _features() -> "TfidfVectorizer":
+def _features(most: int | None = None) -> "TfidfVectorizer":
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(analyzer=_words_and_pairs, sublinear_tf=True)
+    return TfidfVectorizer(analyzer=_words_and_pairs, sublinear_tf=True, max_features=most)
 
 
 def _words_and_pairs(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Baselines: what a language model has to beat must itself be right."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from finetune.metrics import METRICS, score
 from finetune.metrics.texts import words
-from finetune.score.baselines import linear, majority, nearest
+from finetune.score.baselines import _CLASSES, linear, majority, nearest
 
 LABEL: Any = task("label_accuracy")
 ROUGE: Any = task("rouge_l")
@@ -43,6 +44,27 @@ def test_linear_learns_labels_and_answers_a_single_class_without_complaint() -> 
     labels = [prompt.split()[2] for prompt in PROMPTS]
     assert linear(PROMPTS, labels, ["a purple belt broke", "hose!"], seed=0) == ["belt", "hose"]
     assert linear(PROMPTS[:2], ["same", "same"], PROMPTS[3:5], seed=0) == ["same", "same"]
+
+
+def test_answers_that_hardly_repeat_are_no_classes_without_number() -> None:
+    """Memory grew with the square of the rows: 1,200 rows of running text took 1.9 GB, 10,000 were too many."""
+    prompts = [f"question {number}" for number in range(_CLASSES + 40)]
+    answers = [f"answer {number:04}" for number in range(_CLASSES + 20)] + ["often"] * 20
+    given = linear(prompts, answers, [*prompts[:3], *prompts[_CLASSES - 1 : _CLASSES + 20]], seed=0)
+    assert given[:3] == answers[:3], "the most frequent answers, then the alphabetically first, are still told apart"
+    assert not set(given[3:]) & set(answers[_CLASSES - 1 : _CLASSES + 20])
+
+
+def test_many_questions_are_held_against_the_training_rows_block_by_block() -> None:
+    prompts = [f"word{number} pump" for number in range(3000)]
+    tracemalloc.start()
+    try:
+        found = nearest(prompts, prompts, prompts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == prompts
+    assert peak < 50_000_000, "3,000 x 3,000 similarities alone are 72 MB"
 
 
 def test_nearest_takes_the_row_of_highest_cosine_similarity() -> None:
