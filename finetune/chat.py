@@ -186,7 +186,8 @@ class ChatFormat:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; control tokens in it are read as such, nothing is added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        # The same ids as `encode` gives in two thirds of its time: places in the text are not asked for.
+        ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
