@@ -65,6 +65,7 @@ def test_json_is_exact_only_for_equal_objects(first: dict[str, Any], second: dic
 @pytest.mark.parametrize("answer", [
     "", "{}", "null", '["a"]', '{"a": 1', '```json\n{"a": "1"}\n```', 'Here it is: {"a": "1"}', '{"a": "1"} ',
     '{"a": 1}', '{"a": "1", "b": 2}', '{"a": "1", "a": "1"}', '{"a": NaN}', '{"a": true}', "[" * 100_000,
+    '{"a": ' + "1" * 5000 + "}",  # a model that goes round in circles ended SCORE with a traceback, at every start
 ])  # fmt: skip
 def test_what_is_not_the_gold_object_scores_nothing(answer: str) -> None:
     assert grade("json_exact", answer, '{"a": "1"}') == float(answer == '{"a": "1"} ')
