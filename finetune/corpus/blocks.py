@@ -48,7 +48,7 @@ def read_txt(name: str, lines: Iterable[Line]) -> Iterator[Block | BadInput]:
 
 
 _ATX = re.compile(r"(#{1,6})\s+(.*)")
-_FENCE = re.compile(r"\s*(```|~~~)")
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 _SETEXT = re.compile(r"(=+|-{2,})\s*$")
 
 
@@ -56,7 +56,7 @@ def read_md(text: str) -> Blocks:
     """Markdown: ATX (`# x`) and setext (underlined) headings, code fences left whole; other markup stays as text."""
     blocks: Blocks = []
     lines: list[str] = []
-    first, fenced = 1, False
+    first, fence = 1, ""
 
     def close() -> None:
         if lines:
@@ -64,19 +64,27 @@ def read_md(text: str) -> Blocks:
             lines.clear()
 
     for number, line in enumerate([*text.split("\n"), ""], start=1):
-        if _FENCE.match(line):
-            fenced = not fenced
-        heading = None if fenced else _ATX.match(line)
+        mark = _FENCE.match(line)
+        if mark and not fence:
+            fence = mark.group(1)
+        elif mark and mark.group(1).startswith(fence):
+            fence = ""
+        heading = None if fence else _ATX.match(line)
         if heading:
             close()
-            title = heading.group(2).rstrip().rstrip("#").rstrip()
-            blocks.append(Block(title, number, level=len(heading.group(1))))
-        elif not fenced and len(lines) == 1 and _SETEXT.match(line) and not lines[0].lstrip().startswith(("|", "-")):
+            blocks.append(Block(_title(heading.group(2).rstrip()), number, level=len(heading.group(1))))
+        elif not fence and len(lines) == 1 and _SETEXT.match(line) and not lines[0].lstrip().startswith(("|", "-")):
             blocks.append(Block(lines.pop().strip(), first, level=1 if line.startswith("=") else 2))
-        elif line.strip() or (fenced and lines):
+        elif line.strip() or (fence and lines):
             first = first if lines else number
             lines.append(line.rstrip())
         else:
             close()
     close()
     return blocks
+
+
+def _title(text: str) -> str:
+    """Without the signs that close a heading; in `About C#` they do not."""
+    bare = text.rstrip("#")
+    return bare.rstrip() if not bare or bare[-1].isspace() else text

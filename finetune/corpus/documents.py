@@ -30,12 +30,22 @@ def cut_document(name: str, kind: str, blocks: Sequence[Block], cut: Cut) -> Ite
         return cut_log(name, _lines(blocks))
     if cut.by == "document":
         return [_row(name, blocks[0].line, text=_joined(blocks))]
-    pieces = blocks if cut.by == "page" else [piece for block in blocks if not block.level for piece in _split(block)]
-    return [cut_paragraph(name, block) for block in pieces if block.text.strip()]
+    if cut.by == "page":
+        return [_row(name, block.line, text=block.text.strip()) for block in blocks if block.text.strip()]
+    return _cut_paragraphs(name, blocks)
 
 
-def cut_paragraph(name: str, block: Block) -> Row:
-    return _row(name, block.line, text=block.text.strip())
+def cut_paragraph(name: str, block: Block, heading: str = "", path: str = "") -> Row:
+    return _row(name, block.line, heading=heading, path=path, text=block.text.strip())
+
+
+def _cut_paragraphs(name: str, blocks: Sequence[Block]) -> Iterator[Row]:
+    """Rows with the heading and the path that they stand under; a heading over nothing is one without text."""
+    for trail, body in _sections(blocks):
+        said = (trail[-1].text, " > ".join(step.text for step in trail)) if trail else ("", "")
+        pieces = [piece for block in body for piece in _split(block)]
+        for piece in pieces or trail[-1:]:
+            yield cut_paragraph(name, piece if pieces else Block("", piece.line), *said)
 
 
 def _lines(blocks: Iterable[Block]) -> Iterator[Line]:
@@ -45,21 +55,27 @@ def _lines(blocks: Iterable[Block]) -> Iterator[Line]:
 
 
 def _cut_heading(name: str, kind: str, blocks: Sequence[Block]) -> Iterator[Found]:
-    if not any(block.level for block in blocks):
+    if not any(block.level and block.text.strip() for block in blocks):
         yield _uncut(name, kind)
         return
+    for trail, body in _sections(blocks):
+        path = " > ".join(step.text for step in trail)
+        first = trail[-1] if trail else body[0]
+        yield _row(name, first.line, heading=trail[-1].text if trail else "", path=path, text=_joined(body))
+
+
+def _sections(blocks: Sequence[Block]) -> Iterator[tuple[list[Block], list[Block]]]:
+    """(headings above it and its own, what stands under that) for each heading, and for what comes before the first."""
     trail: list[Block] = []
     body: list[Block] = []
-    for block in [*blocks, Block("", 0, level=1)]:
+    told = (block for block in blocks if block.text.strip())
+    for block in [*told, Block("", 0, level=1)]:
         if not block.level:
             body.append(block)
             continue
-        text = _joined(body)
-        if text or (trail and block.level <= trail[-1].level):
-            # A heading over nothing but smaller headings is in their path; one without a body is a row all the same.
-            path = " > ".join(step.text for step in trail)
-            first = trail[-1] if trail else body[0]
-            yield _row(name, first.line, heading=trail[-1].text if trail else "", path=path, text=text)
+        # A heading over nothing but smaller headings is in their path; one without a body is a section all the same.
+        if body or (trail and block.level <= trail[-1].level):
+            yield trail, body
         trail = [*(step for step in trail if step.level < block.level), block]
         body = []
 

@@ -7,7 +7,11 @@ from typing import Any
 from finetune.corpus.blocks import Block, Blocks
 from finetune.corpus.streams import BadInput, bad
 
-_NOT_TEXT = ("script", "style", "noscript", "template", "nav", "head", "svg", "button", "form", "iframe")
+_NOT_TEXT = (
+    "script", "style", "noscript", "template", "nav", "head", "svg", "iframe", "button", "select", "datalist",
+    "textarea",
+)  # fmt: skip
+"""Not forms: some systems put the whole page into one."""
 _BLOCKS = {
     "h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "blockquote", "dt", "dd", "figcaption", "caption", "div", "section",
     "article", "main", "body", "td", "th", "header", "footer", "aside", "center", "address", "ul", "ol", "dl", "table",
@@ -44,11 +48,11 @@ def read_html(name: str, text: str) -> Blocks | BadInput:
 
     def table_row(row: Tag, spans: dict[int, int]) -> None:
         close()
-        cells = row.find_all(["td", "th"], recursive=False)
+        cells = list(_cells(row))
         told = [cell for cell in cells if cell.get_text().strip()]
         placed = [(_cell_text(cell), _span(cell, "colspan"), _span(cell, "rowspan")) for cell in cells]
         filled = list(_filled(placed, spans))
-        if len(told) == 1 and told[0].find("table") is not None:
+        if len(told) == 1 and isinstance(told[0], Tag) and told[0].find("table") is not None:
             walk(told[0])
             close()
         elif any(filled):
@@ -69,12 +73,16 @@ def read_html(name: str, text: str) -> Blocks | BadInput:
             elif child.name == "pre":
                 close()
                 pieces.append((child.get_text().strip("\n"), 0))
+            elif re.fullmatch("h[1-6]", child.name):
+                close()
+                running.append(_cell_text(child))
+                close(int(child.name[1]))
             elif child.name in _BLOCKS:
                 close()
                 walk(child, {} if child.name == "table" else None)
-                close(int(child.name[1]) if re.fullmatch("h[1-6]", child.name) else 0)
+                close()
             else:
-                walk(child)
+                walk(child, spans)
 
     try:
         walk(soup)
@@ -103,29 +111,55 @@ def _filled(cells: list[tuple[str, int, int]], spans: dict[int, int]) -> Iterato
         column += columns
 
 
+def _cells(row: Any) -> Iterator[Any]:
+    """The cells of a row, also of one whose cells stand in a form; text that stands in no cell is one."""
+    from bs4.element import PreformattedString, Tag
+
+    for child in row.children:
+        if not isinstance(child, Tag):
+            if not isinstance(child, PreformattedString) and child.strip():
+                yield child
+        elif child.name in ("td", "th"):
+            yield child
+        else:
+            yield from _cells(child)
+
+
 def _span(cell: Any, what: str) -> int:
-    given = str(cell.get(what) or "")
+    from bs4.element import Tag
+
+    given = str(cell.get(what) or "") if isinstance(cell, Tag) else ""
     return min(max(int(given), 1), _WIDEST) if re.fullmatch(r"\d{1,9}", given) else 1
 
 
 def _cell_text(cell: Any) -> str:
-    return " ".join(" ".join(_texts(cell)).split())
+    return " ".join("".join(_texts(cell)).split())
 
 
 def _texts(node: Any) -> Iterator[str]:
     from bs4.element import PreformattedString, Tag
 
-    for child in node.children:
-        if not isinstance(child, Tag):
-            if not isinstance(child, PreformattedString):
-                yield str(child)
-        elif child.name == "table":
-            rows = [_cell_texts(row) for row in child.find_all("tr") if row.find_parent("table") is child]
-            yield f"({'; '.join(row for row in rows if row)})"
-        else:
+    if not isinstance(node, Tag):
+        yield "" if isinstance(node, PreformattedString) else str(node)
+    elif node.name == "table":
+        inner = "; ".join(filter(None, _inner_lines(node)))
+        yield f" ({inner}) " if inner else " "
+    else:
+        apart = " " if node.name in _BLOCKS or node.name in ("br", "pre") else ""
+        yield apart
+        for child in node.children:
             yield from _texts(child)
+        yield apart
 
 
-def _cell_texts(row: Any) -> str:
-    texts = (_cell_text(cell) for cell in row.find_all(["td", "th"], recursive=False))
-    return " | ".join(text for text in texts if text)
+def _inner_lines(table: Any) -> Iterator[str]:
+    """The rows of a table within a cell, and what else stands in it."""
+    from bs4.element import Tag
+
+    for child in table.children:
+        if isinstance(child, Tag) and child.name == "tr":
+            yield " | ".join(filter(None, map(_cell_text, _cells(child))))
+        elif isinstance(child, Tag) and child.name in ("thead", "tbody", "tfoot", "form"):
+            yield from _inner_lines(child)
+        else:
+            yield _cell_text(child)

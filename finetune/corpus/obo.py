@@ -8,6 +8,9 @@ from finetune.corpus.streams import Line, bad
 from finetune.corpus.tables import OURS, Found, Row
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_ESCAPED = re.compile(r"\\(.)")
+_SPACES = {"n": "\n", "t": "\t", "W": " "}
+"""What an escaped letter means; any other escaped character is itself."""
 _ALWAYS = ("id", "name", "def", "synonyms", "parents", "first_parent", "is_obsolete")
 
 
@@ -22,14 +25,15 @@ def read_obo(name: str, lines: Iterator[Line]) -> Iterator[Found]:
     found = False
     for number, text, wrong in chain(lines, [Line(0, "[end]", None)]):
         line = text.strip()
+        stanza = line.partition("!")[0].rstrip() if line.startswith("[") else ""
         if wrong is not None:
             yield wrong
             found, row = True, None
-        elif line.startswith("["):
+        elif stanza:
             if row is not None:
                 yield row
             row = None
-            if line == "[Term]":
+            if stanza == "[Term]":
                 found = True
                 row = {**dict.fromkeys(_ALWAYS, ""), "_file": name, "_line": str(number)}
         elif row is not None and line and not line.startswith("!"):
@@ -47,7 +51,7 @@ def read_obo(name: str, lines: Iterator[Line]) -> Iterator[Found]:
 def _add(row: Row, tag: str, value: str) -> None:
     if tag in ("def", "synonym"):
         quoted = _QUOTED.match(value)
-        value = re.sub(r"\\(.)", r"\1", quoted.group(1)) if quoted else value
+        value = _ESCAPED.sub(lambda match: _SPACES.get(match[1], match[1]), quoted.group(1)) if quoted else value
     if tag == "synonym":
         _join(row, "synonyms", value, " | ")
     elif tag == "is_a":

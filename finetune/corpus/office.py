@@ -112,6 +112,8 @@ _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _PARAGRAPH, _TABLE, _ROW, _CELL = f"{_W}p", f"{_W}tbl", f"{_W}tr", f"{_W}tc"
 _TWICE = (f"{_W}moveFrom", "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback")
 """What stands elsewhere in the document as well."""
+_LETTERS = (f"{_W}t", "{http://schemas.openxmlformats.org/officeDocument/2006/math}t")
+"""Text, and that of formulas, whose form is lost."""
 _SIGNS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
 
 
@@ -128,7 +130,7 @@ def _text(paragraph: Any) -> str:
     """The text of a paragraph, also in links, content controls, insertions and text boxes; deletions are none."""
     parts: list[str] = []
     for child in paragraph:
-        if child.tag == f"{_W}t":
+        if child.tag in _LETTERS:
             parts.append(child.text or "")
         elif child.tag in _SIGNS:
             parts.append(_SIGNS[child.tag])
@@ -155,7 +157,8 @@ def _cell_text(cell: Any) -> str:
     parts = []
     for element in _elements(cell):
         if element.tag == _TABLE:
-            parts.append(f"({'; '.join(' | '.join(filter(None, row)) for row in _rows(element) if any(row))})")
+            inner = "; ".join(" | ".join(filter(None, row)) for row in _rows(element) if any(row))
+            parts.append(f"({inner})" if inner else "")
         else:
             parts.append(_text(element))
     return " ".join(" ".join(parts).split())

@@ -276,7 +276,7 @@ ENDLESS = "(a+)+$"
 def test_a_condition_that_backtracks_is_an_error_soon_and_no_endless_run(
     corpus: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bad regular expression in `where` held a run for hours, with neither a line nor an end."""
+    """A bad regular expression in `where` held a run without a line and without an end."""
     monkeypatch.setattr("finetune.corpus.patterns.SECONDS", 0.2)
     changed = rows(corpus)
     changed[4]["text"] = "a" * 40 + "!"

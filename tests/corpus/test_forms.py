@@ -1,10 +1,13 @@
 """Rows in a known form become conversations without code, and what is not certain says what to type."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune.checks import check
 from finetune.checks.forms import recognised
@@ -65,6 +68,30 @@ def test_a_known_form_is_recognised_and_becomes_messages(name: str, tmp_path: Pa
         assert json.loads(unify(row, "messages", None, ("plain",))["messages"]) == expected
     if name.startswith("preference"):
         assert row["rejected"] == "No."
+
+
+SAYING = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(str.strip)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(SAYING, SAYING), min_size=1, max_size=3), st.sampled_from(["", "Be brief.", "请简短。"]))
+def test_one_conversation_is_the_same_in_every_form(pairs: list[tuple[str, str]], system: str) -> None:
+    turns = [turn for asked, said in pairs for turn in ({**ASKED, "content": asked}, {**SAID, "content": said})]
+    told = [{"role": "system", "content": system}] if system else []
+    shared = [{"from": {"user": "human", "assistant": "gpt"}[turn["role"]], "value": turn["content"]} for turn in turns]
+    written: dict[str, dict[str, Any]] = {
+        "messages": {"messages": [*told, *turns]},
+        "sharegpt": {"conversations": shared, "system": system},
+        "alpaca": {"instruction": pairs[-1][0], "output": pairs[-1][1], "history": pairs[:-1], "system": system},
+        "prompt": {"prompt": [*told, *turns[:-1]], "completion": turns[-1:]},
+        "preference": {"chosen": [*told, *turns], "rejected": [*told, *turns[:-1], {**SAID, "content": "No."}]},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, row in written.items():
+            for form in ("auto", name):
+                (found,), bad = read(Path(folder), row, form)
+                assert not bad
+                assert json.loads(unify(found, "messages", None, ("plain",))["messages"]) == [*told, *turns], name
 
 
 @pytest.mark.parametrize(

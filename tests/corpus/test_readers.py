@@ -1,11 +1,15 @@
 """Each reader: rows, columns, line numbers."""
 
 import io
+import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune.config.data import Cut, Source, find_files
 from finetune.corpus.blocks import read_md
@@ -156,6 +160,23 @@ def test_hidden_folders_and_lock_files_enter_the_corpus_neither_by_folder_nor_by
     wanted = [tmp_path / "a.csv", tmp_path / "in/b.csv"]
     assert find_files(tmp_path, ".") == find_files(tmp_path, "**/*") == wanted
     assert find_files(tmp_path / ".git", ".") == [tmp_path / ".git/a.csv"], "the folder itself may be called so"
+
+
+PART = st.sampled_from(["a.csv", "b.csv", "c.jsonl", "in", "更换", ".git", ".a.csv", "~$a.docx"])
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.sets(st.lists(PART, min_size=1, max_size=3).map("/".join), max_size=8))
+def test_a_folder_and_its_globs_stand_for_the_same_files(names: set[str]) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        root = Path(home)
+        made = sorted(name for name in names if not any(other.startswith(f"{name}/") for other in names))
+        for name in made:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("a\n")
+        wanted = sorted(root / name for name in made if not re.search(r"(^|/)(\.|~\$[^/]*$)", name))
+        assert find_files(root, ".") == find_files(root, "**/*") == wanted
+        assert find_files(root, "**/*.csv") == [file for file in wanted if file.suffix == ".csv"]
 
 
 def test_a_data_root_with_brackets_reads_its_own_files_and_not_a_neighbours(tmp_path: Path) -> None:
