@@ -161,6 +161,10 @@ def check_release(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[Pr
         rule = "who accepts a failed gate and why are given together: both are shown in the report"
         missing = "reason" if handoff.reason is None else "accepted_by"
         yield Problem(f"handoff.{missing}", None, rule, f"handoff.{missing}='...'")
+    for name in ("accepted_by", "reason"):
+        given = getattr(handoff, name)
+        if given is not None and not given.strip():
+            yield Problem(f"handoff.{name}", given, "is empty, and is shown to who decides", f"handoff.{name}='...'")
     yield from _check_licence_files(recipe)
     if handoff.signing_key is not None:
         yield from _check_key(Path(handoff.signing_key), handoff.signer)

@@ -251,6 +251,9 @@ CASES = {
         "{text}",
     ),
     # release and folders
+    "accepted by nobody": (
+        {"handoff.accepted_by": " ", "handoff.reason": "a pilot"}, "handoff.accepted_by", " ", "is empty", "='...'",
+    ),
     "accepted without a reason": ({"handoff.accepted_by": "Ann"}, "handoff.reason", None, "given together", "reason="),
     "personal data online": (
         {"privacy.samples": "full", "tracking.wandb": "online"}, "privacy.samples", "full", "personal data",
