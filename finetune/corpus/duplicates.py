@@ -68,13 +68,13 @@ def find(whole: Whole, folder: Path, *, plan: Plan) -> None:
 
 def _near(whole: Whole, sizes: list[int], alive: store.Mask, threshold: float, folder: Path) -> dedup.Found:
     """Near duplicates among the rows that are there, whose sketches are put together on disk."""
-    left = np.flatnonzero(alive)
-    if not len(left):
-        return dedup.Found(left, left, np.empty(0))
+    if not alive.any():
+        return dedup.Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     path = _joined(whole, sizes, alive, store.SKETCHES, dedup.SKETCH, folder)
-    texts = store.Texts(whole.shards, alive)
+    texts = store.Texts(whole.shards, alive, folder)
     found = near.find_near(np.memmap(path, dedup.SKETCH, "r"), threshold, texts.read, scratch=folder)
     path.unlink()
+    left = np.flatnonzero(alive)
     return dedup.Found(left[found.dropped], left[found.kept], found.similarity)
 
 

@@ -29,7 +29,7 @@ _SUFFIXES = {name: name for name in get_args(Format) if name != "auto"} | {
 }
 PACKED = {"gz": GZIP, "zst": ZSTD, "zstd": ZSTD}
 _TEXTUAL = ("csv", "tsv", "jsonl", "json", "obo", "txt", "md", "html")
-_MOST_SHOWN = 20
+MOST_SHOWN = 20
 _CHANGED = "this file changed, came or went away since its digest was taken"
 _CALM = "run again when nothing writes to it, or prepare a copy"
 Stamp = tuple[int, int, int]
@@ -209,8 +209,8 @@ def kind_of(file: SourceFile, source: Source) -> str | None:
 
 def capped(problems: Sequence[Problem]) -> RecipeError:
     """A RecipeError that shows the first 20 problems and says how many more there are."""
-    more = len(problems) - _MOST_SHOWN
+    more = len(problems) - MOST_SHOWN
     if more <= 0:
         return RecipeError(problems)
     last = Problem(f"and {more} more", None, "problems of the same run that are not shown", "mend these first")
-    return RecipeError([*problems[:_MOST_SHOWN], last])
+    return RecipeError([*problems[:MOST_SHOWN], last])

@@ -6,6 +6,7 @@ Steps that look at all rows of a source read the arrays; texts are read row by r
 import hashlib
 import json
 import os
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -171,18 +172,25 @@ def add_texts(file: BinaryIO, texts: Sequence[str]) -> None:
 
 
 class Texts:
-    """The texts of a source at any place, read from disk as they are asked for."""
+    """The texts of a source at any place, read from disk as they are asked for; where they begin lies there, too."""
 
-    def __init__(self, shards: Sequence[Shard], alive: Mask) -> None:
-        """Places count the rows of all shards for which `alive` holds."""
+    def __init__(self, shards: Sequence[Shard], alive: Mask, scratch: Path) -> None:
+        """Places count the rows of all shards for which `alive` holds, one at least."""
         self._paths = [shard.folder / TEXTS for shard in shards]
-        starts = [_text_starts(path) for path in self._paths]
-        self._shard = np.repeat(np.arange(len(shards), dtype=np.uint32), [len(some) for some in starts])[alive]
-        self._start = np.concatenate(starts)[alive]
+        self._ends = np.zeros(len(shards), np.int64)
+        at = 0
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            for number, path in enumerate(self._paths):
+                starts = _text_starts(path)
+                file.write(starts[alive[at : at + len(starts)]].tobytes())
+                at += len(starts)
+                self._ends[number] = file.tell() // starts.itemsize
+            file.flush()
+            self._start = np.memmap(file, np.uint64, "r")
 
     def read(self, places: Sequence[int]) -> list[str]:
         found = [""] * len(places)
-        shards, starts = self._shard[places], self._start[places]
+        starts, shards = self._start[places], np.searchsorted(self._ends, places, side="right")
         for shard in np.unique(shards):
             with self._paths[shard].open("rb") as file:
                 for at in np.flatnonzero(shards == shard):

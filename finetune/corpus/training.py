@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pyarrow.parquet as pq
 
 from finetune.config.data import TextUse
 from finetune.corpus import store, tokens
-from finetune.corpus.build import Item, fill
+from finetune.corpus.build import Item, fill, names_in
 from finetune.corpus.draws import lowest
 from finetune.corpus.engine import work_off
 from finetune.corpus.evaluation import Evaluation, leak, show
 from finetune.corpus.examples import EXAMPLES
+from finetune.corpus.finding import MOST_SHOWN
 from finetune.corpus.ledger import Ledger, Reject
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
@@ -36,7 +38,7 @@ def fit_length(job: Job, sides: Sides) -> None:
     other = "prepare.length.policy=drop to leave such rows out (they are counted)"
     if policy == "split":
         other += "; there is no split_column, or no place in it to cut at"
-    problems: list[Problem] = []
+    count, longest, shown = 0, limit, []
     for found in sides.values():
         for side in SIDES:
             long = found.on(side)
@@ -46,17 +48,13 @@ def fit_length(job: Job, sides: Sides) -> None:
                 found.drop(job, "length", side, long, "over max_length", tell=True)
                 continue
             found.drop(job, "length", side, np.zeros_like(long), "over max_length")
-            rows = found.chats(long, "file", "line")
-            problems += [
-                Problem(
-                    f"{row['file']}:{row['line']}",
-                    f"{length} tokens",
-                    f"a row has at most sft.max_length={limit}",
-                    f"set sft.max_length={length}, or {other}",
-                )
-                for length, row in zip(lengths[lengths > limit].tolist(), rows, strict=True)
-            ]
-    job.refuse(problems)
+            lengths = lengths[lengths > limit]
+            count, longest = count + len(lengths), max(longest, int(lengths.max(initial=0)))
+            told = zip(lengths.tolist(), found.chats(long, "file", "line"), strict=True)
+            shown += [(f"{row['file']}:{row['line']}", f"{length} tokens") for length, row in islice(told, MOST_SHOWN)]
+    rule = f"a row has at most sft.max_length={limit}; {count} are longer, up to {longest} tokens"
+    fix = f"set sft.max_length={longest}, or {other}"
+    job.refuse([Problem(where, length, rule, fix) for where, length in shown[:MOST_SHOWN]])
 
 
 def token_rows(sides: Sides, side: Side) -> Tokens:
@@ -247,11 +245,13 @@ def _clean(unit: Running, plan: Plan, evaluation: Evaluation, ledger: Ledger) ->
     items = unit.shard.items(plan.nested(unit.shard.source))
     if not evaluation.on:
         return items
-    index = evaluation.index()
+    index, columns = evaluation.index(), names_in([unit.template])
 
     def judge(item: Item) -> Reject | None:
-        text = fill(unit.template, item.columns)
-        hit = index.find([text])
+        text, values = fill(unit.template, item.columns), [item.columns[name] for name in columns]
+        # A column that is a whole prompt gives it away, whatever stands beside it.
+        asked = [([text], values), *(([], [value]) for value in values if len(values) > 1)]
+        hit = next((hit for each in asked if (hit := index.find(*each))), None)
         if hit is None:
             return None
         reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit)

@@ -276,12 +276,17 @@ def test_reasoning_trains_the_thinking_mode(corpus: Any, tiny_qwen3: Any) -> Non
 
 def test_rows_over_max_length_are_an_error_that_names_them_or_are_dropped_and_counted(corpus: Any) -> None:
     rows = orders_of(corpus)
-    rows[7]["text"] += " long" * 300
+    rows[7]["text"], rows[90]["text"] = rows[7]["text"] + " long" * 300, rows[90]["text"] + " long" * 400
     corpus.write_rows("orders.jsonl", rows)
-    with pytest.raises(RecipeError, match=r"orders.jsonl:8=\d+ tokens: a row has at most sft.max_length=256: set"):
+    with pytest.raises(RecipeError) as told:
         corpus.prepare()
+    longest = max(int(str(problem.value).split()[0]) for problem in told.value.problems)
+    assert {problem.path for problem in told.value.problems} == {"orders.jsonl:8", "orders.jsonl:91"}
+    for problem in told.value.problems:
+        assert problem.rule == f"a row has at most sft.max_length=256; 2 are longer, up to {longest} tokens"
+        assert problem.fix.startswith(f"set sft.max_length={longest}, or ")
     corpus.config["prepare"] = {"length": {"policy": "drop"}}
-    assert corpus.prepare().dropped()["over max_length"] == 1
+    assert corpus.prepare().dropped()["over max_length"] == 2
 
 
 def test_a_row_without_an_answer_is_counted(corpus: Any) -> None:
