@@ -4,13 +4,14 @@ A unit's files appear under their final name in one rename, so whatever instant 
 whole units and no others, and works off the rest. Results are the same whatever the engine and the number of workers.
 """
 
-import ctypes
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -215,9 +216,18 @@ def _context() -> multiprocessing.context.BaseContext:
 
 def _begin() -> None:
     """In a worker, once. It ends with its caller, is told of Ctrl-C by it, and is one of several: one thread each."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the server of the workers ends with the caller
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", RAYON_NUM_THREADS="1")
+
+
+def _end_with_caller() -> None:
+    """Whatever ends the caller ends this worker. PR_SET_PDEATHSIG would name the server of the workers, which lives as
+    long as one of them does."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None, "called in a worker"
+    multiprocessing.connection.wait([caller.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _spell(seconds: float) -> str:

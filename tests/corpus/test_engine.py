@@ -97,19 +97,16 @@ def test_a_killed_run_leaves_whole_units_only_and_the_next_goes_on(tmp_path: Pat
     marks.mkdir()
     script = tmp_path / "run.py"
     script.write_text(KILLED.format(scratch=str(tmp_path), units=units, workers=workers, tests=tests))
-    run = subprocess.Popen([sys.executable, str(script)])
+    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
     while not len(list(marks.iterdir())) > 8:
         assert run.poll() is None
         time.sleep(0.01)
     run.kill()
-    run.wait()
+    run.communicate(timeout=20)  # until the last process that has its output has ended: the workers, their server
     done = [path for path in (tmp_path / "rows").iterdir() if not path.name.startswith(".")]
     assert 0 < len(done) < units
     assert all((path / "double").read_text() == str(2 * int((path / "half").read_text())) for path in done)
-    time.sleep(0.5)  # the workers have ended with their caller: nothing more is begun
     begun = len(list(marks.iterdir()))
-    time.sleep(0.3)
-    assert len(list(marks.iterdir())) == begun
 
     folders = work_off("rows", range(units), partial(double, marks), scratch=tmp_path, engine=TWO, say=quiet)
     assert [(folder / "double").read_text() for folder in folders] == [str(2 * number) for number in range(units)]
