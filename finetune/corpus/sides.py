@@ -76,7 +76,7 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
     for part in (evaluation, spoken):
         part.file.write_bytes(b"")
     # By itself: the words of general text would make edits of an evaluation row seem words of the corpus.
-    spoken.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
+    spoken.add((row["id"], [row["text"]], [row["text"]]) for row in general_rows(job, general))
     labels = {name: find_labels(found) for name, found in sides.items()}
     for side in reversed(SIDES):
         if evaluation.on and side != "test":
@@ -89,7 +89,7 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
             if side != "train":
                 rows: Iterator[Any] = found.chats(found.on(side), "id", "system", "prompt", "answers")
                 evaluation.add((row["id"], *compared(row, labels[name])) for row in rows)
-    evaluation.add((row["id"], [row["text"]], []) for row in general_rows(job, general))
+    evaluation.add((row["id"], [row["text"]], [row["text"]]) for row in general_rows(job, general))
     return evaluation
 
 
@@ -133,14 +133,16 @@ def look_for_leaks(part: Part, folder: Path, *, labels: Path, others: list[Evalu
     label, given = f"{part.task}/{part.side}", int(supervised[mine].sum())
     rejects = []
     with Ledger.opened(folder) as ledger:
-        rows = store.read(part.folder / EXAMPLES, mine, ["id", "file", "line", "system", "prompt", "answers"])
+        columns = ["id", "file", "line", "system", "prompt", "answers", "names"]
+        rows = store.read(part.folder / EXAMPLES, mine, columns)
         for at, row in zip(np.flatnonzero(mine).tolist(), rows, strict=True):
             values, prompt = compared(row, known)
             asked = [(values, prompt), *([([], row["prompt"])] if row["system"] else [])]
             hit = next((hit for index in indices for each in asked if (hit := index.find(*each))), None)
             if hit is not None:
                 clean[at] = False
-                reject = leak(row, hit, int(supervised[at]))
+                texts = [*row["system"], *row["prompt"], *row["answers"]]
+                reject = leak(row, hit, zip(row["names"], texts, strict=True), int(supervised[at]))
                 rejects.append(reject)
                 show(ledger, label, reject, hit, "\n".join(values))
         left = mine & clean

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpus.conftest import general
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_rows import articles, laws
@@ -303,3 +304,43 @@ def test_planted_copies_of_test_rows_are_left_out_of_training(corpus: Any) -> No
     told = {row["id"]: row for row in after.lines("rejects.jsonl") if row["step"] == "decontaminate"}
     assert len([name for name in told if name.startswith("action/p")]) == len(planted) > 40
     assert all(row["detail"].startswith("action/") for row in told.values())
+
+
+def test_running_text_and_replay_that_are_a_short_prompt_of_an_evaluation_row_are_left_out(corpus: Any) -> None:
+    """No 13 words in a row: 37 of 52 held-out work orders of nine words were trained on as text, word for word."""
+    lines = (corpus.root / "orders.jsonl").read_text().splitlines()
+    orders = {f"action/{order['order']}": order["text"] for order in map(json.loads, lines)}
+    before = corpus.prepare()
+    held = [orders[row["id"]] for side in ("valid", "test") for row in before.lines(f"{side}.jsonl")][::4]
+    assert max(len(text.split()) for text in held) < 13
+    templates = ("{text}", "Order: {text}", "{title}\n{text}")
+    dresses = (str, str.upper, lambda text: text.replace(" ", "  \n"), lambda text: re.sub(" (?=[a-z])", "", text))
+    planted = [dress(text) for text in held for dress in dresses]
+    rows = [{"id": f"p{n}", "title": f"Sheet {n}", "text": text} for n, text in enumerate(planted)]
+    clean = [{"id": f"c{n}", "title": f"Sheet {n}", "text": row["text"]} for n, row in enumerate(general(30)[12:])]
+    corpus.write_rows("sheets.jsonl", [*rows, *clean])
+    corpus.config["sources"]["sheets"] = {"path": "sheets.jsonl", "id": "{id}", "group": "{id}"}
+    corpus.config["text"] = [{"source": "sheets", "template": template} for template in templates]
+    corpus.config["replay"] = {"source": "sheets", "share": 0.1, "tokens": 16}
+    corpus.config["prepare"] = {"dedup": {"exact": False, "near": None}}
+    made = corpus.prepare()
+    names = [row["id"] for name in ("text_train", "text_valid", "sft_train") for row in made.table(f"{name}.parquet")]
+    assert not [name for name in names if name.partition("/")[2].startswith("p")]
+    assert len({name.partition("#")[0] for name in names if name.startswith("text")}) == len(templates) * len(clean)
+    told = [row["id"] for row in made.lines("rejects.jsonl") if row["step"] == "decontaminate"]
+    assert sorted(told) == sorted([row["id"] for row in rows] * (len(templates) + 1))
+
+
+def test_a_short_general_text_is_trained_on_neither_as_a_row_nor_as_text(corpus: Any) -> None:
+    """Forgetting is measured on it: a text of fewer than 13 words counts as a whole prompt does."""
+    lines = [json.loads(line) for line in (corpus.root / "orders.jsonl").read_text().splitlines()]
+    before = {row["id"].removeprefix("action/") for row in corpus.prepare().lines("train.jsonl")}
+    said = [row for row in lines if row["order"] in before][:3]
+    corpus.write_rows("sheets.jsonl", [{"id": f"p{row['order']}", "text": row["text"].upper()} for row in said])
+    corpus.write_rows("speeches.jsonl", [{"id": f"g{n}", "text": row["text"]} for n, row in enumerate(said)])
+    corpus.config["sources"]["sheets"] = {"path": "sheets.jsonl", "id": "{id}", "group": "{id}"}
+    corpus.config["text"] = [{"source": "sheets"}]
+    made = corpus.prepare()
+    told = {row["id"]: row["detail"] for row in made.lines("rejects.jsonl") if row["step"] == "decontaminate"}
+    assert set(told) == {f"{mark}{row['order']}" for row in said for mark in ("p", "action/")}
+    assert all(detail.startswith("speeches/g") for detail in told.values())
