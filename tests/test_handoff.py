@@ -256,6 +256,9 @@ def test_a_failed_gate_that_somebody_accepts_is_handed_over_and_shown(made, tmp_
     bundle = hand_over(made, tmp_path / "out", low=-0.05, handoff=accepted)
     card = (bundle / "README.md").read_text()
     assert "Accepted by Dr. Wu: a pilot" in card
+    traced = json.loads((bundle / "lineage.json").read_text())
+    assert traced["accepted"] == {"by": "Dr. Wu", "reason": "a pilot"}
+    assert {gate["name"]: gate["status"] for gate in traced["gates"]}["gain_above"] == "fail"
     alone = made.recipe.handoff.model_copy(update={"accepted_by": "Dr. Wu"})
     with pytest.raises(RecipeError, match=r"gates\.gain_above"):
         hand_over(made, tmp_path / "other", low=-0.05, handoff=alone)
@@ -275,6 +278,8 @@ def test_the_card_starts_with_the_front_matter_of_the_hub(bundle, made):
 def test_the_lineage_leads_from_the_documents_to_the_checkpoint_without_a_gap(bundle, made):
     lineage = json.loads((bundle / "lineage.json").read_text())
     assert [stage["stage"] for stage in lineage["stages"]] == ["prepare", "sft", "score", "merge", "proof"]
+    assert lineage["accepted"] is None
+    assert "fail" not in {gate["status"] for gate in lineage["gates"]}
     digests = {stage["digest"] for stage in lineage["stages"]}
     for stage in lineage["stages"][1:]:
         assert set(stage["inputs"].values()) <= digests

@@ -138,7 +138,7 @@ def run(
     traced = lineage.trace(
         without_places(settings.model_dump(mode="json")), base=base, documents=named, stages=stages,
         merge=merged, bundle=bundle, golden=asked,
-        environment=environment, quantised=siblings,
+        environment=environment, quantised=siblings, judged=facts,
     )  # fmt: skip
     _write_json(bundle / "lineage.json", traced)
     _write_json(bundle / "bom.cdx.json", bom.build(settings, traced, facts, licences))
@@ -188,4 +188,4 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     write_whole(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-STAGE = Stage("handoff", 4, run)
+STAGE = Stage("handoff", 5, run)

@@ -12,7 +12,7 @@ from finetune import provenance
 from finetune.artifacts import Artifact
 from finetune.memory import here
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 _MERGED = ("adapter_sha256", "base_used", "base_chosen_because", "round_trip")
 
 
@@ -31,12 +31,13 @@ def environment() -> dict[str, Any]:
 def trace(
     config: Mapping[str, Any], *, base: Artifact, documents: Mapping[str, Mapping[str, str]],
     stages: Sequence[Artifact], merge: Mapping[str, Any], bundle: Path, golden: Mapping[str, Any],
-    environment: Mapping[str, Any], quantised: Mapping[str, Mapping[str, Any]],
+    environment: Mapping[str, Any], quantised: Mapping[str, Mapping[str, Any]], judged: Mapping[str, Any],
 ) -> dict[str, Any]:
     """documents -> prepared -> adapters -> checkpoint, each with its key and the digests it was made from.
 
     `documents` maps source -> file -> sha256; `stages` stand in the order in which they ran; model and adapter lie in
-    `bundle`; `quantised` is what EXPORT says of the models that are handed over.
+    `bundle`; `quantised` is what EXPORT says of the models that are handed over; `judged` is report.json, for the
+    gates and for who accepted a failed one.
     """
     settings = config["model"]
     code = provenance.software()["code"]
@@ -72,6 +73,10 @@ def trace(
             "modes": list(settings["modes"]), "default_mode": settings["default_mode"],
         },
         "golden": dict(golden),
+        "gates": [dict(gate) for gate in judged["gates"]],
+        "accepted": None if judged["verdict"]["accepted_by"] is None else {
+            "by": judged["verdict"]["accepted_by"], "reason": judged["verdict"]["reason"],
+        },
         "signer": config["handoff"]["signer"],
         "environment": dict(environment),
         "differences": differences({**recorded, "handoff": {"code": code, **environment}}),
