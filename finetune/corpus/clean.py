@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import ftfy
@@ -60,8 +61,13 @@ def _repair_nested(value: str) -> str:
     return with_texts(value, (repair_text(text) for text in texts_in(json.loads(value))))
 
 
-def filter_reason(texts: Sequence[str], filters: Filters) -> tuple[str, str] | None:
-    """Why a row with these texts (the values that end up in records) is dropped, and what was measured; or None."""
+def filter_reason(
+    texts: Sequence[str], filters: Filters, languages_of: Counter[str] | None = None
+) -> tuple[str, str] | None:
+    """Why a row with these texts (the values that end up in records) is dropped, and what was measured; or None.
+
+    Where languages are looked at, `languages_of` counts the row by its own: `?` where that is not certain.
+    """
     length = sum(map(len, texts))
     if length < filters.min_chars:
         return "under min_chars", f"{length} characters"
@@ -69,6 +75,8 @@ def filter_reason(texts: Sequence[str], filters: Filters) -> tuple[str, str] | N
         return "over max_chars", f"{length} characters"
     if filters.languages is not None:
         code, certainty = languages.name_language("\n".join(texts))
+        if languages_of is not None:
+            languages_of[code if certainty >= filters.confidence else "?"] += 1
         if languages.is_unwanted(code, certainty, filters.languages, filters.confidence):
             return "language", f"{code}, certainty {certainty:.2f}"
     if filters.repetition is not None:

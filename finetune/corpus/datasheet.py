@@ -41,10 +41,19 @@ def headline(facts: Mapping[str, Any]) -> list[str]:
         lines.append("  by mode: " + ", ".join(f"{mode} {count}" for mode, count in facts["modes"]["train"].items()))
     if not rows["valid"]:
         lines.append("  no validation row: there will be no evaluation loss (raise prepare.split.valid)")
+    lines.append(f"  languages: {_total(facts.get('recognised') or facts['languages'])}")
     if facts["personal"]:
         lines.append("  replaced: " + ", ".join(f"{kind} {count}" for kind, count in facts["personal"].items()))
     lines.append(f"  {facts['rejects']} rows rejected, each with its reason in rejects.jsonl")
     return lines
+
+
+def _total(counted: Mapping[str, Mapping[str, int]]) -> str:
+    """Rows of all sources by language, or by writing where the recipe asks for no language."""
+    total: Counter[str] = Counter()
+    for counts in counted.values():
+        total.update(counts)
+    return ", ".join(f"{name} {rows}" for name, rows in total.most_common()) or "no row"
 
 
 def collect(

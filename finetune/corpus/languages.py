@@ -43,8 +43,8 @@ _WRITINGS = {
 }  # fmt: skip
 """First word of a character's Unicode name -> the writing."""
 _BEGINNING = 64
-WRITINGS = "writings of "
-"""Before a source's name: the counts of its rows by writing, in the ledger of a run."""
+WRITINGS, LANGUAGES = "writings of ", "languages of "
+"""Before a source's name: the counts of its rows by writing and by language, in the ledger of a run."""
 _LONGEST = 2000
 """Characters that are looked at: more of a text does not change its language, and costs time."""
 

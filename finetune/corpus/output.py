@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.config.build import TeacherBuilder
 from finetune.corpus import books, datasheet, tokens
-from finetune.corpus.languages import WRITINGS
+from finetune.corpus.languages import LANGUAGES, WRITINGS
 from finetune.corpus.ledger import REJECTS
 from finetune.corpus.preferences import PREFERENCES
 from finetune.corpus.records import Mode, write_line
@@ -79,11 +79,7 @@ def write(
         "text_tokens": {part: count for part, (_, count) in texts.items()},
         "general_chars": dict(sorted(chars.items())),
         "personal": dict(sorted(job.ledger.counts.get("personal", {}).items())),
-        "languages": {
-            name.removeprefix(WRITINGS): dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
-            for name, counts in job.ledger.counts.items()
-            if name.startswith(WRITINGS)
-        },
+        "languages": _by_source(job, WRITINGS),
         "rejects": job.ledger.dropped,
         "duplicates": _duplicates(job),
         "near_duplicates": [
@@ -92,6 +88,7 @@ def write(
         ],
         "source_facts": {name: {"licence": source.licence} for name, source in job.settings.sources.items()},
         "preferences": {name: paired[name] for name in ("trained", "held_out")},
+        **({"recognised": recognised} if (recognised := _by_source(job, LANGUAGES)) else {}),
         **({"built": built} if (built := dict(_built(job))) else {}),
     }
     _agree(job, facts, lines)
@@ -117,6 +114,15 @@ def _count(path: Path) -> int:
 def _counted(row: dict[str, str], chars: Counter[str]) -> str:
     chars[row["kind"]] += len(row["text"])
     return write_line(row)
+
+
+def _by_source(job: Job, what: str) -> dict[str, dict[str, int]]:
+    """Source -> writing or language -> its rows, the most frequent first."""
+    return {
+        name.removeprefix(what): dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
+        for name, counts in job.ledger.counts.items()
+        if name.startswith(what)
+    }
 
 
 def _duplicates(job: Job) -> dict[str, dict[str, Any]]:

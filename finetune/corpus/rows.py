@@ -17,7 +17,7 @@ from finetune.corpus import clean, conversations, redact, store, tables
 from finetune.corpus.build import Item, fill, nested_columns, unmet
 from finetune.corpus.engine import work_off
 from finetune.corpus.glossary import expand_row
-from finetune.corpus.languages import WRITINGS, name_script
+from finetune.corpus.languages import LANGUAGES, WRITINGS, name_script
 from finetune.corpus.layout import Tidied
 from finetune.corpus.ledger import Entry, Ledger, Reject, cut
 from finetune.corpus.notes import Notes, find_twice
@@ -116,7 +116,8 @@ def pass_rows(batch: Batch, folder: Path, *, plan: Plan) -> None:
 
 def pass_items(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:
     """Items of one source through the steps behind their naming."""
-    content = plan.content(name)
+    content, filters = plan.content(name), plan.settings.prepare.filters
+    languages = ledger.counts.setdefault(f"{LANGUAGES}{name}", Counter()) if filters.languages is not None else None
 
     def texts(item: Item) -> list[str]:
         return [text for column in content for text in item.texts(column)]
@@ -125,7 +126,7 @@ def pass_items(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> 
         return replace(item, id=plan.hide_key(item.id, item.columns)).reject(step, reason, detail)
 
     def unwanted(item: Item) -> Reject | None:
-        found = clean.filter_reason(texts(item), plan.settings.prepare.filters)
+        found = clean.filter_reason(texts(item), filters, languages)
         return refused(item, "filter", *found) if found else None
 
     def markup(item: Item) -> Reject | None:

@@ -1,6 +1,7 @@
 """datasheet.html from datasheet.json: one page that needs nothing else, no network, no script, no file beside it."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def render(sheet: Mapping[str, Any], language: str = "en") -> str:
         f=sheet, t=t, lanes=lanes, broken=gaps(sheet),
         changes=_changes(lanes), differing=_marked, sections=_sections(sheet, lanes),
         read=sum(step.rows_out for step in lanes.get("sources", []) if step.name == "read"),
-        examples=_examples(sheet), sources=_sources(sheet), decontaminated=_decontaminated(sheet),
+        languages=_languages(sheet), spoken=_spoken(sheet, t["languages"]), examples=_examples(sheet),
+        sources=_sources(sheet), decontaminated=_decontaminated(sheet),
         css=Markup(style),  # noqa: S704 (our own files)
     )  # fmt: skip
 
@@ -90,12 +92,28 @@ def _strings(language: str) -> dict[str, Any]:
 
 def _sections(sheet: Mapping[str, Any], lanes: Mapping[str, Sequence[flow.Step]]) -> list[str]:
     """The sections that have something to say, in the order of the page."""
-    said = {"languages": bool(sheet.get("languages")), "examples": bool(_examples(sheet))}
+    said = {"languages": bool(_languages(sheet)), "examples": bool(_examples(sheet))}
     order = (
         "flow", "splits", "lengths", "sources", "duplicates", "personal", "decontamination", "languages", "examples",
         "questions", "ledger",
     )  # fmt: skip
     return [name for name in order if said.get(name, True)]
+
+
+def _languages(sheet: Mapping[str, Any]) -> dict[str, list[tuple[str, Mapping[str, int]]]]:
+    """Source -> its rows by language, where that was looked at, and by writing; (names in the strings, counts)."""
+    kinds = {"recognised": sheet.get("recognised", {}), "names": sheet["languages"]}
+    sources = dict.fromkeys(name for counted in kinds.values() for name in counted)
+    return {source: [(kind, found[source]) for kind, found in kinds.items() if found.get(source)] for source in sources}
+
+
+def _spoken(sheet: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
+    """Rows of all sources by language, by writing where no language was looked at; the most frequent first."""
+    kind, counted = ("recognised", sheet["recognised"]) if "recognised" in sheet else ("names", sheet["languages"])
+    total: Counter[str] = Counter()
+    for counts in counted.values():
+        total.update(counts)
+    return {names[kind].get(name, name): rows for name, rows in total.most_common()}
 
 
 def _examples(sheet: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,11 @@
 """The same units through datatrove's executors: its own processes, and jobs of Slurm."""
 
+import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +13,7 @@ import pytest
 
 from finetune.config.machine import Machine, Preparation
 from finetune.corpus.engine import Engine, work_off
-from finetune.errors import RecipeError
+from finetune.errors import Preempted, RecipeError
 from tests.corpus.test_engine import ONE, double, quiet, refuse, tree
 
 DATATROVE = Engine.of(Machine(name="here", prepare=Preparation(engine="datatrove", workers=2)))
@@ -86,6 +91,43 @@ def test_slurms_jobs_write_what_one_process_writes(tmp_path: Path, monkeypatch: 
     names = {line for line in script if "--job-name" in line}
     cancelled = (tmp_path / "cancelled").read_text().splitlines()
     assert {f"#SBATCH --job-name={line.split()[1]}" for line in cancelled} == names
+
+
+HELD = """
+import sys
+from functools import partial
+from pathlib import Path
+from finetune.corpus.engine import work_off
+from finetune.ranks import hold
+from tests.corpus.test_cluster import SLURM
+from tests.corpus.test_engine import double
+
+work = Path(sys.argv[1])
+with hold(work):
+    work_off("rows", range(2), partial(double, None), scratch=work, engine=SLURM)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_terminated_cancels_its_jobs(tmp_path: Path) -> None:
+    """Whoever stops a preparation must not leave jobs behind that hold nodes of a cluster."""
+    commands = {"sbatch": 'touch "$QUEUE/submitted"; echo Submitted batch job 7', "squeue": "echo 7"}
+    (tmp_path / "commands").mkdir()
+    for name, text in {**COMMANDS, **commands}.items():
+        (tmp_path / "commands" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "commands" / name).chmod(stat.S_IRWXU)
+    (tmp_path / "work").mkdir()
+    path = f"{tmp_path / 'commands'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "QUEUE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.Popen([sys.executable, "-c", HELD, str(tmp_path / "work")], env=environment, cwd=tmp_path)
+    while not (tmp_path / "submitted").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == Preempted.EXIT_CODE
+    before, after = (tmp_path / "cancelled").read_text().splitlines()
+    assert before == after
+    assert after.startswith("--name finetune.rows.datatrove-")
 
 
 def test_a_step_of_several_words_has_no_space_in_what_slurm_reads_and_a_work_folder_with_one_is_refused(

@@ -1,5 +1,7 @@
 """The language of a text, told by its script or by py3langid; what is too short to tell is left alone."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,9 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from finetune.config.prepare import Filters
 from finetune.corpus.clean import filter_reason
+from finetune.corpus.datasheet import headline
 from finetune.corpus.languages import CODES, is_unwanted, name_language, name_script
+from tests.corpus.conftest import Corpus
 
 # Article 1 of the Universal Declaration of Human Rights in the words of the United Nations.
 ARTICLE_1 = {
@@ -68,3 +72,17 @@ def test_the_writing_of_a_row_is_that_of_most_letters_of_its_beginning() -> None
         "これはペンです": "Kana", "한국어": "Hangul", "12 / 4": "none", "": "none", "ማሽን": "other",
     }  # fmt: skip
     assert {text: name_script(text) for text in wanted} == wanted
+
+
+def test_rows_are_counted_by_language_before_others_are_left_out(corpus: Corpus) -> None:
+    rows = [json.loads(line) for line in (corpus.root / "orders.jsonl").read_text().splitlines()]
+    rows[3]["text"], rows[4]["text"] = ARTICLE_1["de"], ARTICLE_1["zh"]
+    corpus.write_rows("orders.jsonl", rows)
+    assert "recognised" not in corpus.prepare().facts
+    corpus.config["prepare"] = {"filters": {"languages": ["en", "zh"]}}
+    made = corpus.prepare()
+    counted = made.facts["recognised"]["orders"]
+    assert (counted["de"], counted["zh"]) == (1, 1)
+    assert sum(counted.values()) == len(rows)
+    assert made.dropped()["language"] == 1
+    assert any("de 1" in line and line.startswith("  languages: ") for line in headline(made.facts))

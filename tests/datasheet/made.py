@@ -33,6 +33,7 @@ FACTS: dict[str, Any] = {
     },
     "preferences": {"trained": 5, "held_out": 1},
     "languages": {"letters": {"Latin": 90, "Greek": 4}, "合同": {"Han": 40}},
+    "recognised": {"letters": {"en": 80, "?": 10, "el": 4}, "合同": {"zh": 40}},
     "duplicates": {"exact": {"rows": 0, "clusters": 0, "sizes": {}},
                    "near": {"rows": 3, "clusters": 2, "sizes": {"2": 1, "3": 1}}},
     "built": {"questions": {"builder": "question", "source": "letters", "documents": 9, "rows": 18}},

@@ -1,5 +1,6 @@
 """The datasheet page in Debian's Chromium, and what it says: every row, no text that privacy forbids, no markup."""
 
+import ast
 import json
 import re
 from itertools import pairwise
@@ -16,6 +17,7 @@ from finetune.corpus.books import gaps
 from finetune.datasheet import flow, page
 from finetune.datasheet.differences import around, differing
 from finetune.errors import RecipeError
+from finetune.report.strings import words
 from tests.datasheet.made import CHINESE, DOCUMENTS, SECRET, collected, ledger, shown
 from tests.report.conftest import browser, visit
 from tests.report.looking import DESK, PHONE, Visit, violations
@@ -122,3 +124,35 @@ def test_the_pieces_of_a_difference_are_the_texts_themselves(before: str, after:
     assert "".join(text for text, _ in right) == after
     assert [text for text, differs in left if not differs] == [text for text, differs in right if not differs]
     assert [piece for piece in around(left) if piece[1]] == [piece for piece in left if piece[1]]
+
+
+def reasons() -> set[str]:
+    """Every reason for a dropped row that the code of the corpus spells out."""
+    places = {"bad": 2, "BadInput": 2, "Unused": 1, "reject": 1, "Reject": 4, "refused": 2}
+    found: list[ast.expr] = []
+    for file in (Path(page.__file__).parents[1] / "corpus").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                at = places.get(getattr(node.func, "id", getattr(node.func, "attr", "")), 99)
+                found += node.args[at : at + 1]
+            elif isinstance(node, ast.Assign) and "reason" in [getattr(one, "id", "") for one in node.targets]:
+                found.append(node.value)
+    said = {part.value for one in found for part in ast.walk(one) if isinstance(part, ast.Constant)}
+    return {text for text in said if isinstance(text, str) and re.fullmatch(r"\w+( [\w`,]+)+", text)}
+
+
+def test_every_reason_is_said_in_chinese_on_a_chinese_page() -> None:
+    known = {**page._strings("zh")["why"], **words("zh")["data"]["why"]}
+    assert len(reasons()) > 50
+    assert reasons() - known.keys() == set()
+
+
+def test_the_page_says_which_languages_the_rows_are_in() -> None:
+    """Rows by language were counted nowhere: the page knew Latin and Han only."""
+    made = page.render(shown())
+    assert "English</dt>" in made
+    assert "too short or not certain 10 rows" in made
+    assert "中文</dt>" in page.render(shown(), "zh")
+    plain = shown()
+    del plain["recognised"]
+    assert "Latin letters 90 rows, Chinese characters 40 rows" in page.render(plain)
