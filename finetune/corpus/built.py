@@ -54,12 +54,12 @@ def build_sources(job: Job, shards: Shards, books: Path) -> Shards:
 def make(unit: Unit, folder: Path, *, plan: Plan, books: Path) -> None:
     """One unit of work."""
     name, spec = unit.built, plan.settings.build[unit.built]
-    rows = found = 0
+    rows = found = given = 0
     rejects: list[Reject] = []
     with Ledger.opened(folder) as ledger, store.items_table(folder) as table:
         personal = ledger.counts.setdefault("personal", Counter())
         for items in _documents(unit, plan):
-            found += 1
+            found, given = found + 1, given + len(items)
             for item in build_rows(
                 name, spec, items, side_of=plan.side_of, seed=plan.settings.seed, rejects=rejects, books=books
             ):
@@ -72,6 +72,7 @@ def make(unit: Unit, folder: Path, *, plan: Plan, books: Path) -> None:
                 store.add_item(table, better)
                 if ledger.wants("build"):
                     ledger.sample("build", _sample(better, spec.text))
+        assert given == len(unit.shard), f"{name}: a row of {unit.shard.source} was lost"
         ledger.record("build", name, rows + len(rejects), rows, rejects, documents=found)
 
 

@@ -25,10 +25,14 @@ class Evaluation:
     def on(self) -> bool:
         return self.settings.ngram is not None
 
-    def add(self, rows: Iterable[tuple[str, list[str], list[str]]]) -> None:
+    def add(self, rows: Iterable[tuple[str, list[str], list[str]]]) -> int:
+        """So many were added."""
+        count = 0
         with self.file.open("a", encoding="utf-8") as file:
             for name, values, prompt in rows:
                 file.write(write_line({"name": name, "values": values, "prompt": prompt}) + "\n")
+                count += 1
+        return count
 
     def frozen(self) -> "Evaluation":
         """As it is now, under a name of its content: what units of work read does not change under them."""

@@ -1,7 +1,7 @@
 """Steps from examples to the three sides: split, general text, decontamination, caps, and the cross-split check."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -65,7 +65,7 @@ def _lopsided(name: str, task: Task, found: Examples, plan: Plan) -> list[Proble
     return problems
 
 
-def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]]) -> Evaluation:
+def take_sides(job: Job, sides: Sides, general: Sequence[tuple[str, store.Shard]]) -> Evaluation:
     """Test, then validation, then training rows: each side loses what it shares with those before it, then is capped.
     Training rows lose what they share with the general text that forgetting is measured on, too.
 
@@ -76,7 +76,9 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
     for part in (evaluation, spoken):
         part.file.write_bytes(b"")
     # By itself: the words of general text would make edits of an evaluation row seem words of the corpus.
-    spoken.add((row["id"], [row["text"]], [row["text"]]) for row in general_rows(job, general))
+    measured = sum(len(shard) for _, shard in general)
+    told = spoken.add((row["id"], [row["text"]], [row["text"]]) for row in general_rows(job, general))
+    assert told == measured, "a general text that forgetting is measured on was lost"
     labels = {name: find_labels(found) for name, found in sides.items()}
     for side in reversed(SIDES):
         if evaluation.on and side != "test":
@@ -88,8 +90,10 @@ def take_sides(job: Job, sides: Sides, general: Iterable[tuple[str, store.Shard]
             _cap(job, found, side, most)
             if side != "train":
                 rows: Iterator[Any] = found.chats(found.on(side), "id", "system", "prompt", "answers")
-                evaluation.add((row["id"], *compared(row, labels[name])) for row in rows)
-    evaluation.add((row["id"], [row["text"]], [row["text"]]) for row in general_rows(job, general))
+                told = evaluation.add((row["id"], *compared(row, labels[name])) for row in rows)
+                assert told == int(found.on(side).sum()), f"{name}: an evaluation row was lost"
+    told = evaluation.add((row["id"], [row["text"]], [row["text"]]) for row in general_rows(job, general))
+    assert told == measured, "a general text that forgetting is measured on was lost"
     return evaluation
 
 
@@ -133,16 +137,14 @@ def look_for_leaks(part: Part, folder: Path, *, labels: Path, others: list[Evalu
     label, given = f"{part.task}/{part.side}", int(supervised[mine].sum())
     rejects = []
     with Ledger.opened(folder) as ledger:
-        columns = ["id", "file", "line", "system", "prompt", "answers", "names"]
-        rows = store.read(part.folder / EXAMPLES, mine, columns)
+        rows = store.read(part.folder / EXAMPLES, mine, ["id", "file", "line", "system", "prompt", "answers"])
         for at, row in zip(np.flatnonzero(mine).tolist(), rows, strict=True):
             values, prompt = compared(row, known)
             asked = [(values, prompt), *([([], row["prompt"])] if row["system"] else [])]
             hit = next((hit for index in indices for each in asked if (hit := index.find(*each))), None)
             if hit is not None:
                 clean[at] = False
-                texts = [*row["system"], *row["prompt"], *row["answers"]]
-                reject = leak(row, hit, zip(row["names"], texts, strict=True), int(supervised[at]))
+                reject = leak(row, hit, int(supervised[at]))
                 rejects.append(reject)
                 show(ledger, label, reject, hit, "\n".join(values))
         left = mine & clean

@@ -24,7 +24,7 @@ from finetune.corpus.settings import Job, Plan
 from finetune.corpus.sides import Sides, save_groups
 from finetune.corpus.split import SIDES, Side, draw
 from finetune.corpus.texts import take_text
-from finetune.errors import Problem, RecipeError
+from finetune.errors import Problem
 
 Tokens = list[tuple[Path, store.Mask]]
 """(folder, which of its token rows)."""
@@ -91,12 +91,10 @@ def mix_modes(job: Job, sides: Sides) -> None:
     counts = {"think": int(thinking.sum()), "plain": int((~thinking).sum())}
     for mode, count in counts.items():
         if not count:
-            raise RecipeError.one(
-                "prepare.think_share",
-                share,
-                f"no training example is of mode {mode}, so the two cannot be mixed",
-                "set prepare.think_share=null, or add rows of that mode",
-            )
+            rule = f"no training example is of mode {mode}, so the two cannot be mixed"
+            fix = "set prepare.think_share=null, or add rows of that mode"
+            job.refuse([Problem("prepare.think_share", share, rule, fix)])
+            return
     most = {
         "think": max(1, round(share * counts["plain"] / (1 - share))),
         "plain": max(1, round(counts["think"] * (1 - share) / share)),
