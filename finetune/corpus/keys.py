@@ -82,6 +82,13 @@ def mixed(parts: Callable[[], Iterable[Array]]) -> Keys:
     return Keys(np.concatenate(found))
 
 
+def in_runs(parts: Callable[[], Iterable[Array]], key: Callable[[Array], Array]) -> Iterator[Array]:
+    """The rows of these parts, all that have one key together, some millions at a time."""
+    for low, high in _ranges(sum(map(len, parts()))):
+        if held := [part[(key(part) >= low) & (key(part) <= high)] for part in parts()]:
+            yield np.concatenate(held)
+
+
 def _ranges(size: int) -> Iterator[tuple[np.uint64, np.uint64]]:
     """(lowest, highest) key of each run: keys are hashes, so about as many lie in each."""
     count = max(1, -(-size // _SORTED))

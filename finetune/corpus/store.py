@@ -219,10 +219,9 @@ def short_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def load(folders: Sequence[Path], name: str, *arrays: str) -> list[Array]:
-    """Arrays of `name`.npz of all folders, each joined in order."""
-    # One array after the other: what is held twice while it is joined is one of them only.
-    return [np.concatenate(list(each(folders, name, array))) for array in arrays]
+def mapped(path: Path) -> Array:
+    """An array of a file (.npy), whose pages all processes share."""
+    return np.asarray(np.load(path, "r"))
 
 
 def each(folders: Iterable[Path], name: str, array: str) -> Iterator[Array]:

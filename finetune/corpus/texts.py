@@ -71,7 +71,7 @@ def _left_out(shard: store.Shard, lengths: store.Array, keep: store.Mask) -> Ite
 def measure(unit: Measured, folder: Path, *, plan: Plan, held: Path | None = None) -> None:
     """One unit of work: characters of each row's text, or why it is left out."""
     lengths = []
-    groups = keys.Keys(np.empty(0, np.uint64) if held is None else np.load(held, "r"))
+    groups = keys.Keys(np.empty(0, np.uint64) if held is None else store.mapped(held))
     for item in unit.shard.items(plan.nested(unit.shard.source)):
         text = fill(unit.template, item.columns)
         if plan.side_of(item) not in unit.sides:

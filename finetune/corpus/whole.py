@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.corpus import store
+from finetune.corpus import keys, store
 from finetune.corpus.boilerplate import find_common, hash_paragraphs, key, without
 from finetune.corpus.build import Item
 from finetune.corpus.engine import work_off
@@ -37,9 +37,8 @@ def drop_boilerplate(job: Job, shards: Shards) -> Shards:
     cleaned = []
     for name in shards:
         mine = [folder for shard, folder in zip(units, folders, strict=True) if shard.source == name]
-        paragraphs, groups = store.load(mine, "paragraphs", "paragraph", "group")
         path = job.scratch / f"common-{name}.npy"
-        np.save(path, find_common(paragraphs, groups, most))
+        np.save(path, _find_common(mine, most))
         cleaned += [Cleaned(shard, path) for shard in shards[name]]
     work = partial(take_out, plan=job.plan)
     folders = work_off("boilerplate", cleaned, work, scratch=job.scratch, engine=job.engine, say=job.say)
@@ -51,6 +50,14 @@ def drop_boilerplate(job: Job, shards: Shards) -> Shards:
         last = job.ledger.follow(name, ("redact", "boilerplate"))
         assert last.rows_out == sum(map(len, found)), f"{name}: a row was lost"
     return left
+
+
+def _find_common(folders: list[Path], most: int) -> store.Array:
+    def pairs() -> Iterator[store.Array]:
+        return store.each(folders, "paragraphs", "pairs")
+
+    found = [find_common(run[:, 0], run[:, 1], most) for run in keys.in_runs(pairs, lambda part: part[:, 0])]
+    return np.concatenate([np.empty(0, np.uint64), *found])
 
 
 def _read(plan: Plan, source: str) -> list[str]:
@@ -65,13 +72,12 @@ def look_at_paragraphs(shard: store.Shard, folder: Path, *, plan: Plan) -> None:
     for item in shard.items(plan.nested(shard.source)):
         group = key(item.group)
         pairs += [(paragraph, group) for paragraph in hash_paragraphs(item.columns[column] for column in columns)]
-    found = np.unique(np.array(pairs, np.uint64).reshape(-1, 2), axis=0)
-    np.savez(folder / "paragraphs.npz", paragraph=found[:, 0], group=found[:, 1])
+    np.savez(folder / "paragraphs.npz", pairs=np.unique(np.array(pairs, np.uint64).reshape(-1, 2), axis=0))
 
 
 def take_out(unit: Cleaned, folder: Path, *, plan: Plan) -> None:
     """One unit of work: the items without their common paragraphs; a row that was nothing else is dropped."""
-    name, common = unit.shard.source, np.load(unit.common)
+    name, common = unit.shard.source, store.mapped(unit.common)
     columns = _read(plan, name)
     changed = paragraphs = 0
 
@@ -106,16 +112,15 @@ def note_times(job: Job, shards: Shards) -> Job:
         return job
     units = [shard for name in time.columns for shard in shards.get(name, ())]
     folders = work_off("time", units, look_at_times, scratch=job.scratch, engine=job.engine, say=job.say)
-    found = [np.load(folder / "times.npy") for folder in folders]
-    pairs = np.concatenate([np.empty(0, AT), *found])
-    times = join(pairs, time)
-    times.save(job.scratch / "times.npz")
+    found = join(lambda: (np.load(folder / "times.npy") for folder in folders), time)
+    found.times.save(job.scratch / "times.npy")
     read_times.cache_clear()
+    rows = sum(map(len, units))
     job.ledger.record(
-        "groups by time", ", ".join(time.columns), len(pairs), len(pairs),
-        groups=len(times.groups), straddling=times.straddling, moved=times.moved,
+        "groups by time", ", ".join(time.columns), rows, rows,
+        groups=len(found.times.groups), straddling=found.straddling, moved=found.moved,
     )  # fmt: skip
-    return replace(job, plan=replace(job.plan, times=job.scratch / "times.npz"))
+    return replace(job, plan=replace(job.plan, times=job.scratch / "times.npy"))
 
 
 def look_at_times(shard: store.Shard, folder: Path) -> None:

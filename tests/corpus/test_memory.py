@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetune.config.prepare import TimeSplit
 from finetune.corpus import dedup, keys, near, store
 from finetune.corpus.examples import Examples, find_labels
+from finetune.corpus.latest import AT, join
 from finetune.corpus.notes import find_twice
 from finetune.corpus.sides import _two_sides
 from finetune.corpus.split import SIDES
 from finetune.corpus.tokens import Written
+from finetune.corpus.whole import _find_common
 
 FEW, MANY = 20_000, 60_000
 PART = 5_000
-MOST = 32
+MOST = 20
 """Bytes a row at the highest."""
 
 
@@ -91,6 +94,22 @@ def caps(home: Path, rows: int) -> Callable[[], object]:
     return lambda: found.lowest(found.on("train"), rows // 2)
 
 
+def times(home: Path, rows: int) -> Callable[[], object]:
+    found = [np.empty(PART, AT) for _ in range(0, rows, PART)]
+    for number, part in enumerate(found):
+        part["group"], part["at"] = hashed(np.arange(PART, dtype=np.uint64) + np.uint64(number * PART)), number
+    settings = TimeSplit(columns={}, valid_from="1970-01-01", test_from="1970-01-02")
+    return lambda: join(lambda: found, settings)
+
+
+def paragraphs(home: Path, rows: int) -> Callable[[], object]:
+    folders = make_examples(home, rows).folders
+    for folder in folders:
+        with np.load(folder / "answers.npz") as arrays:
+            np.savez(folder / "paragraphs.npz", pairs=arrays["answer"])
+    return lambda: _find_common(folders, 1)
+
+
 def check(home: Path, rows: int) -> Callable[[], object]:
     found = make_examples(home, rows)
     return lambda: _two_sides({"task": found})
@@ -118,7 +137,10 @@ def peak(call: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("step", [ids, exact, near_ones, examples, labels, groups, caps, check, lengths])
+STEPS = [ids, exact, near_ones, examples, labels, groups, caps, times, paragraphs, check, lengths]
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_sees_all_rows_holds_few_bytes_for_each(
     step: Callable[[Path, int], Callable[[], object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

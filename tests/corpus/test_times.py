@@ -49,7 +49,7 @@ DATES = st.sampled_from(["2023-01-01", "2023-12-31", "2024-01-01", "2024-06-30",
 def test_a_group_goes_where_its_latest_row_goes_and_what_straddles_is_counted(
     rows: list[tuple[str, str]], order: random.Random
 ) -> None:
-    times = gather(((group, read_time(date, None)) for group, date in rows), TIME)
+    times, straddling, moved = gather(((group, read_time(date, None)) for group, date in rows), TIME)
     dates: dict[str, list[str]] = defaultdict(list)
     for group, date in rows:
         dates[group].append(date)
@@ -57,16 +57,16 @@ def test_a_group_goes_where_its_latest_row_goes_and_what_straddles_is_counted(
     own = {date: side_of("x", 0, split, read_time(date, None)) for _, date in rows}
     for group, found in dates.items():
         assert side_of(group, 0, split, times.of(group)) == own[max(found)]
-    assert times.straddling == sum(len({own[date] for date in found}) > 1 for found in dates.values())
-    assert times.moved == sum(own[date] != own[max(found)] for found in dates.values() for date in found)
+    assert straddling == sum(len({own[date] for date in found}) > 1 for found in dates.values())
+    assert moved == sum(own[date] != own[max(found)] for found in dates.values() for date in found)
     shuffled = list(rows)
     order.shuffle(shuffled)
-    again = gather(((group, read_time(date, None)) for group, date in shuffled), TIME)
+    again = gather(((group, read_time(date, None)) for group, date in shuffled), TIME).times
     assert [again.of(group) for group in dates] == [times.of(group) for group in dates]
 
 
 def test_a_group_of_a_source_without_a_time_is_dealt_by_hash() -> None:
     split, by_hash = Split(time=TIME), Split()
     groups = [f"group {i}" for i in range(50)]
-    times = gather([], TIME)
+    times = gather([], TIME).times
     assert [side_of(g, 0, split, times.of(g)) for g in groups] == [side_of(g, 0, by_hash) for g in groups]
