@@ -1,5 +1,6 @@
 """The pictures of the report. Each is drawn twice, for a wide and a narrow page, so that text keeps its size."""
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -302,7 +303,9 @@ def _broken(title: str) -> str:
 
 
 def _span(axes: "Axes", values: Sequence[float]) -> None:
-    low, high = min(values), max(values)
+    """From the least to the largest value that is a number; what is none stands in the table and fails its gate."""
+    known = [value for value in values if math.isfinite(value)]
+    low, high = min(known), max(known)
     margin = 0.08 * (high - low) or 0.01
     axes.set_xlim(low - margin, high + margin)
 

@@ -7,6 +7,8 @@ from typing import Any
 WINDOW = 512
 """Tokens that are read together. Part of the measure: longer windows give lower perplexities."""
 _BATCH_TOKENS = 1024
+_LARGEST_NATS = 700
+"""exp(710) is no float."""
 _HEAD_ROWS = 256
 """Positions whose logits exist in float32 at once: 152,000 words x 4 bytes x 256 = 156 MB."""
 
@@ -67,4 +69,6 @@ def summarise(base: Mapping[str, Sequence[float]], tuned: Mapping[str, Sequence[
 
 
 def _perplexity(losses: Sequence[float]) -> float:
-    return math.exp(math.fsum(losses) / len(losses))
+    """Infinite where it is no number any more: a model that training has broken is measured, and fails its gate."""
+    nats = math.fsum(losses) / len(losses)
+    return math.exp(nats) if nats < _LARGEST_NATS else nats * math.inf

@@ -1,5 +1,6 @@
 """The page in a real browser (Debian's Chromium): what a reader sees, at phone and desk width, in light and dark."""
 
+import math
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from playwright.sync_api import Page
 
 from finetune.report import page as report
+from finetune.score.general import summarise
 from tests.report.looking import DESK, PHONE, Visit, rendered, violations
 from tests.report.synthetic_facts import make_facts
 
@@ -267,6 +269,16 @@ def test_a_run_with_little_in_it_still_makes_a_page(visit: Visit) -> None:
     page = visit(report.render(facts))
     assert len(plots(page)) == 2
     assert violations(page) == []
+
+
+@pytest.mark.parametrize("nats", [1000.0, math.inf, math.nan])
+def test_a_model_that_training_has_broken_still_gets_its_report(nats: float) -> None:
+    """exp(1000) ended SCORE, and an axis without an end the report, in place of a gate that failed."""
+    facts = make_facts(gate="fail")
+    facts["general"] = summarise({"speeches": [3.0], "glosses": [4.0]}, {"speeches": [3.0], "glosses": [nats]})
+    assert not math.isfinite(facts["general"]["change"]["glosses"])
+    page = report.render(facts)
+    assert len(re.findall(r"<svg", page)) == len(re.findall(r"<svg", rendered(gate="fail")))
 
 
 def test_a_dollar_in_a_title_is_drawn_as_it_is_and_begins_no_formula() -> None:
