@@ -2,7 +2,7 @@
 
 import json
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from finetune.corpus import conversations
 from finetune.corpus.glossary import original
 from finetune.corpus.ledger import Reject
 from finetune.corpus.patterns import found_in
+from finetune.corpus.places import Named, Place, named_texts
 from finetune.corpus.records import Chat, Message, mode_of
 from finetune.corpus.tables import Row
 
@@ -31,6 +32,16 @@ class Item:
         """The texts of a column: one, or those inside its JSON."""
         value = self.columns[column]
         return list(conversations.texts_in(json.loads(value))) if column in self.nested else [value]
+
+    def named_texts(self, columns: Iterable[str]) -> Iterator[Named]:
+        """The texts of these columns, each with the name of its column, or of its place within the JSON there."""
+        for column in columns:
+            value = self.columns[column]
+            yield from named_texts(column, json.loads(value) if column in self.nested else value)
+
+    def filling(self, templates: Iterable[str | None]) -> list[Named]:
+        """The columns that fill these templates."""
+        return [(name, self.columns[name]) for name in names_in(templates)]
 
     def read_texts(self, column: str) -> list[str]:
         """Of a conversation what is read and not what is answered, else the texts."""
@@ -54,8 +65,8 @@ class Item:
     def line(self) -> int:
         return int(self.columns["_line"])
 
-    def reject(self, step: str, reason: str, detail: str = "") -> Reject:
-        return Reject(self.file, self.line, self.id, step, reason, detail)
+    def reject(self, step: str, reason: str, detail: str = "", span: Place | None = None) -> Reject:
+        return Reject(self.file, self.line, self.id, step, reason, detail, span)
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,9 @@ def empty_part(task: Task, item: Item) -> str | None:
         told = json.loads(item.columns[task.messages])
         if not any(text.strip() for text in conversations.asked(told)):
             return "empty prompt"
-        return None if told[-1]["content"].strip() or told[-1].get("tool_calls") else "empty answer"
+        taught = [turn for turn in told if turn["role"] == "assistant"]
+        said = all(turn["content"].strip() or turn.get("tool_calls") for turn in taught)
+        return None if said else "empty answer"
     parts = {"prompt": [task.prompt or ""], "answer": answer_templates(task), "reasoning": [task.reasoning or ""]}
     for part, templates in parts.items():
         names = names_in(templates)

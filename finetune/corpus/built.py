@@ -18,6 +18,7 @@ from finetune.corpus.build import Item
 from finetune.corpus.builders import build_rows, documents
 from finetune.corpus.engine import work_off
 from finetune.corpus.ledger import Ledger, Reject, cut
+from finetune.corpus.places import find_text, find_value
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
 
@@ -78,12 +79,15 @@ def make(unit: Unit, folder: Path, *, plan: Plan, books: Path) -> None:
 
 def _looked_at(item: Item, made: Sequence[str], plan: Plan) -> tuple[Item, Counter[str], Reject | None]:
     """The row after the steps that its document went through before it was made: a teacher may reply anything."""
-    columns, counts = redact.redact_row(item.columns, plan.settings.prepare.redact, item.nested, only=made)
+    redacted = plan.settings.prepare.redact
+    columns, counts = redact.redact_row(item.columns, redacted, item.nested, only=made)
     better, texts = replace(item, columns=columns), [columns[name] for name in made if name in columns]
     if token := next(filter(None, map(plan.chat.find_control_token, texts)), None):
-        return better, counts, better.reject("build", "control token in text", token)
-    if kind := redact.drops(counts, plan.settings.prepare.redact):
-        return better, counts, better.reject("build", "personal data", kind)
+        place = find_text(token, better.named_texts(name for name in made if name in columns))
+        return better, counts, better.reject("build", "control token in text", token, place)
+    if kind := redact.drops(counts, redacted):
+        place = find_value(kind, {name: item.columns[name] for name in made if name in columns}, redacted.kinds)
+        return better, counts, better.reject("build", "personal data", kind, place)
     return better, counts, None
 
 

@@ -4,13 +4,14 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import ftfy
 
 from finetune.config.prepare import Filters, Repair
 from finetune.corpus import languages
 from finetune.corpus.conversations import texts_in, with_texts
+from finetune.corpus.places import Named, Place
 from finetune.corpus.repetition import find_repetition
 from finetune.corpus.tables import OURS, Row
 
@@ -83,5 +84,20 @@ def filter_reason(
         # Each text for itself: a label that stands in the prompt and in the answer repeats nothing.
         for text in texts:
             if measured := find_repetition(text, filters.repetition):
-                return "repetition", measured
+                return "repetition", measured.said
+    return None
+
+
+def place_of(reason: str, texts: Iterable[Named], filters: Filters) -> Place | None:
+    """Where a row is over the limit of this filter: what max_chars has no room for, what was said before; or None."""
+    if reason == "over max_chars":
+        room = filters.max_chars
+        for name, text in texts:
+            if len(text) > room:
+                return Place(name, room, len(text))
+            room -= len(text)
+    if reason == "repetition" and filters.repetition is not None:
+        for name, text in texts:
+            if measured := find_repetition(text, filters.repetition):
+                return Place(name, measured.start, measured.end)
     return None

@@ -11,6 +11,7 @@ from finetune.artifacts import hash_file
 from finetune.config.prepare import Decontaminate
 from finetune.corpus.leaks import EvaluationIndex
 from finetune.corpus.ledger import Ledger, Reject, sample_of
+from finetune.corpus.places import Named, find_passage
 from finetune.corpus.records import write_line
 
 
@@ -56,10 +57,10 @@ def _index(n: int, edited: bool, file: Path) -> EvaluationIndex:
     return index
 
 
-def leak(row: Mapping[str, Any], hit: tuple[str, str], tokens: int = 0) -> Reject:
-    """A row that shares a passage with an evaluation row: `hit` as EvaluationIndex.find gives it."""
-    why, detail = "shared with an evaluation row", f"{hit[0]}: {hit[1]}"
-    return Reject(row["file"], row["line"], row["id"], "decontaminate", why, detail, supervised_tokens=tokens)
+def leak(row: Mapping[str, Any], hit: tuple[str, str], texts: Iterable[Named], tokens: int = 0) -> Reject:
+    """A row that shares a passage with an evaluation row: `hit` as EvaluationIndex.find gives it, in these `texts`."""
+    why, detail, place = "shared with an evaluation row", f"{hit[0]}: {hit[1]}", find_passage(hit[1], texts)
+    return Reject(row["file"], row["line"], row["id"], "decontaminate", why, detail, place, tokens)
 
 
 def show(ledger: Ledger, label: str, reject: Reject, hit: tuple[str, str], text: str) -> None:

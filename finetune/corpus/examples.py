@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from finetune.config.data import Task
-from finetune.corpus import conversations, dedup, draws, keys, store, tokens
-from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, names_in, unmet
+from finetune.corpus import dedup, draws, keys, places, store, tokens
+from finetune.corpus.build import Example, Item, answer_templates, build_chat, empty_part, unmet
 from finetune.corpus.engine import work_off
 from finetune.corpus.ledger import Ledger, Reject
 from finetune.corpus.lengths import split_text
+from finetune.corpus.places import Named
 from finetune.corpus.rows import Shards
 from finetune.corpus.settings import Job, Plan
 from finetune.corpus.split import SIDES, Side, draw
@@ -29,7 +30,7 @@ EXAMPLES = "examples.parquet"
 _EXAMPLE = pa.schema([
     ("id", pa.string()), ("file", pa.string()), ("line", pa.int64()), ("chat", pa.string()),
     ("system", pa.list_(pa.string())), ("prompt", pa.list_(pa.string())), ("answers", pa.list_(pa.string())),
-    ("problems", pa.string()),
+    ("names", pa.list_(pa.string())), ("problems", pa.string()),
 ])  # fmt: skip
 
 
@@ -157,13 +158,15 @@ def make(unit: Unit, folder: Path, *, plan: Plan) -> None:
         whole = (_tokenised(name, task, item, plan) for item in chosen)
         for example, problems, turns in _fitting(name, task, whole, plan, ledger) if cuts else whole:
             item = example.item
-            system, asked, answered, thought = _values(task, item)
+            values = _values(task, item)
+            system, asked, answered, thought = ([text for _, text in named] for named in values)
             problems += _unscorable(name, task, example)
             text = example.chat.to_json()
             told = json.dumps([vars(problem) for problem in problems]) if problems else None
             table.add({
                 "id": example.chat.id, "file": item.file, "line": item.line, "chat": text, "system": system,
                 "prompt": asked, "answers": [*answered, *thought], "problems": told,
+                "names": [name for named in values for name, _ in named],
             }, 2 * len(text))  # fmt: skip
             for turn in turns:
                 tokens.add_row(rows, turn, len(arrays))
@@ -245,18 +248,15 @@ def compared(row: dict[str, list[str]], labels: Container[int]) -> tuple[list[st
     return [*system, *row["prompt"], *answers], [*system, *row["prompt"]]
 
 
-def _values(task: Task, item: Item) -> tuple[list[str], list[str], list[str], list[str]]:
+def _values(task: Task, item: Item) -> tuple[list[Named], list[Named], list[Named], list[Named]]:
     """(values of the system turn, of the prompt, of the answer, of the reasoning that is no part of the answer)."""
-    system = [item.columns[name] for name in names_in([task.system])]
-    if task.messages is not None:
-        told = json.loads(item.columns[task.messages])
-        return conversations.instructed(told) or system, conversations.asked(told), conversations.answered(told), []
-    return (
-        system,
-        [item.columns[name] for name in names_in([task.prompt])],
-        [item.columns[name] for name in names_in(answer_templates(task))],
-        [item.columns[name] for name in names_in([task.reasoning])],
-    )
+    system = item.filling([task.system])
+    if (column := task.messages) is not None:
+        told = json.loads(item.columns[column])
+        said = (places.instructed(column, told), places.asked(column, told), places.answered(column, told))
+        return said[0] or system, said[1], said[2], []
+    answers = answer_templates(task)
+    return system, item.filling([task.prompt]), item.filling(answers), item.filling([task.reasoning])
 
 
 def _unscorable(name: str, task: Task, example: Example) -> list[Problem]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO, TypeVar
 
+from finetune.corpus.places import Place
 from finetune.corpus.records import write_line
 
 Item = TypeVar("Item")
@@ -34,12 +35,12 @@ class Reject:
     step: str
     reason: str
     detail: str = ""
-    span: tuple[int, int] | None = None
-    """Characters from and to, where the reason stands at a place in the text."""
+    span: Place | None = None
+    """Where in the row the reason stands, if it stands at one place."""
     supervised_tokens: int = 0
 
     def to_json(self) -> str:
-        raw = vars(self)
+        raw = {**vars(self), "span": self.span and vars(self.span)}
         optional = ("span", "supervised_tokens")
         return write_line({name: value for name, value in raw.items() if value or name not in optional})
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config.data import ReadyPreferences
-from finetune.corpus import conversations, keys, store
-from finetune.corpus.build import Item, fill, names_in, unmet
+from finetune.corpus import conversations, keys, places, store
+from finetune.corpus.build import Item, fill, unmet
 from finetune.corpus.engine import work_off
 from finetune.corpus.evaluation import Evaluation, leak, show
 from finetune.corpus.ledger import Ledger, Reject
+from finetune.corpus.places import Named
 from finetune.corpus.read import capped
 from finetune.corpus.records import Message, Preference, mode_of
 from finetune.corpus.rows import Shards
@@ -66,11 +67,13 @@ def pair(unit: Unit, folder: Path, *, plan: Plan, tested: Path, evaluation: Eval
 
     def judge_leak(item: Item) -> Reject | None:
         assert index is not None, "asked for where decontamination is on"
-        values, system, prompt = _values(use, item)
+        system_turn, asked, answers = _values(use, item)
+        texts = [*system_turn, *asked, *answers]
+        values, system, prompt = ([text for _, text in named] for named in (texts, system_turn, asked))
         hit = index.find(values, prompt) or (index.find([], [*system, *prompt]) if system else None)
         if hit is None:
             return None
-        reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit)
+        reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit, texts)
         show(ledger, label, reject, hit, "\n".join(values))
         return reject
 
@@ -138,14 +141,12 @@ def _what_is_wrong(use: ReadyPreferences, item: Item) -> str | None:
     return None if mode_of(chosen) == mode_of(rejected) else "only one of both answers has reasoning"
 
 
-def _values(use: ReadyPreferences, item: Item) -> tuple[list[str], list[str], list[str]]:
-    """(all values, those of the system turn, those of the prompt): what is looked for in evaluation rows."""
-    system = [item.columns[name] for name in names_in([use.system])]
-    if use.messages is not None:
-        told = json.loads(item.columns[use.messages])
-        prompt, answers = conversations.asked(told), conversations.answered(told)
-        system = conversations.instructed(told) or system
-    else:
-        prompt, answers = [item.columns[name] for name in names_in([use.prompt])], []
-    more = names_in([use.chosen, use.rejected, use.chosen_reasoning, use.rejected_reasoning])
-    return [*system, *prompt, *answers, *(item.columns[name] for name in more)], system, prompt
+def _values(use: ReadyPreferences, item: Item) -> tuple[list[Named], list[Named], list[Named]]:
+    """(values of the system turn, of the prompt, of the answers): what is looked for in evaluation rows."""
+    system, prompt, answers = item.filling([use.system]), item.filling([use.prompt]), list[Named]()
+    if (column := use.messages) is not None:
+        told = json.loads(item.columns[column])
+        system = places.instructed(column, told) or system
+        prompt, answers = places.asked(column, told), places.answered(column, told)
+    more = item.filling([use.chosen, use.rejected, use.chosen_reasoning, use.rejected_reasoning])
+    return system, prompt, [*answers, *more]

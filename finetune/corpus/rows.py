@@ -4,6 +4,7 @@ A unit of work is a run of pieces of one source. What it leaves is its items on 
 look at all rows of a source.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from finetune.corpus.languages import LANGUAGES, WRITINGS, name_script
 from finetune.corpus.layout import Tidied
 from finetune.corpus.ledger import Entry, Ledger, Reject, cut
 from finetune.corpus.notes import Notes, find_twice
+from finetune.corpus.places import Place, find_text, find_value
 from finetune.corpus.read import BadInput, Piece, SourceFile, capped, lacking, pieces, rows
 from finetune.corpus.settings import Job, Plan
 from finetune.corpus.streams import bad
@@ -122,17 +124,21 @@ def pass_items(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> 
     def texts(item: Item) -> list[str]:
         return [text for column in content for text in item.texts(column)]
 
-    def refused(item: Item, step: str, reason: str, detail: str) -> Reject:
-        return replace(item, id=plan.hide_key(item.id, item.columns)).reject(step, reason, detail)
+    def refused(item: Item, step: str, reason: str, detail: str, place: Place | None) -> Reject:
+        return replace(item, id=plan.hide_key(item.id, item.columns)).reject(step, reason, detail, place)
 
     def unwanted(item: Item) -> Reject | None:
         found = clean.filter_reason(texts(item), filters, languages)
-        return refused(item, "filter", *found) if found else None
+        if found is None:
+            return None
+        return refused(item, "filter", *found, clean.place_of(found[0], item.named_texts(content), filters))
 
     def markup(item: Item) -> Reject | None:
         # Text that holds one of the model's control tokens could close the user's turn.
         token = next(filter(None, map(plan.chat.find_control_token, texts(item))), None)
-        return refused(item, "markup", "control token in text", token) if token else None
+        if token is None:
+            return None
+        return refused(item, "markup", "control token in text", token, find_text(token, item.named_texts(content)))
 
     def show(item: Item) -> str:
         return plan.hide(item, content)
@@ -318,7 +324,13 @@ def _redact(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Ite
         group = id_ if item.group == item.id else plan.hide_key(item.group, item.columns)
         better = replace(item, id=id_, group=group, columns=hidden)
         if kind := redact.drops(counts, settings):
-            ledger.drop("redact", name, better.reject("redact", "personal data", kind))
+            read = {
+                column: json.loads(text) if column in item.nested else text
+                for column, text in item.columns.items()
+                if column not in tables.OURS
+            }
+            place = find_value(kind, read, settings.kinds)
+            ledger.drop("redact", name, better.reject("redact", "personal data", kind, place))
             continue
         ledger.count("redact", name)
         writings[name_script(" ".join(text for column, text in columns.items() if column not in tables.OURS))] += 1

@@ -137,14 +137,16 @@ def look_for_leaks(part: Part, folder: Path, *, labels: Path, others: list[Evalu
     label, given = f"{part.task}/{part.side}", int(supervised[mine].sum())
     rejects = []
     with Ledger.opened(folder) as ledger:
-        rows = store.read(part.folder / EXAMPLES, mine, ["id", "file", "line", "system", "prompt", "answers"])
+        columns = ["id", "file", "line", "system", "prompt", "answers", "names"]
+        rows = store.read(part.folder / EXAMPLES, mine, columns)
         for at, row in zip(np.flatnonzero(mine).tolist(), rows, strict=True):
             values, prompt = compared(row, known)
             asked = [(values, prompt), *([([], row["prompt"])] if row["system"] else [])]
             hit = next((hit for index in indices for each in asked if (hit := index.find(*each))), None)
             if hit is not None:
                 clean[at] = False
-                reject = leak(row, hit, int(supervised[at]))
+                texts = [*row["system"], *row["prompt"], *row["answers"]]
+                reject = leak(row, hit, zip(row["names"], texts, strict=True), int(supervised[at]))
                 rejects.append(reject)
                 show(ledger, label, reject, hit, "\n".join(values))
         left = mine & clean

@@ -252,7 +252,7 @@ def _clean(unit: Running, plan: Plan, evaluation: Evaluation, ledger: Ledger) ->
         hit = next((hit for each in asked if (hit := index.find(*each))), None)
         if hit is None:
             return None
-        reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit)
+        reject = leak({"file": item.file, "line": item.line, "id": item.id}, hit, zip(columns, values, strict=True))
         show(ledger, unit.label, reject, hit, text)
         return reject
 

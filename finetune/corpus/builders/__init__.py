@@ -17,6 +17,7 @@ from finetune.config.build import (
     HeadingBuilder,
     TeacherBuilder,
 )
+from finetune.corpus import places
 from finetune.corpus.build import Item, fill
 from finetune.corpus.builders import citations, definitions, fields, headings, questions, references, teacher
 from finetune.corpus.builders.drafts import Draft, Found, Place
@@ -53,7 +54,8 @@ def build_rows(
             }  # fmt: skip
             yield Item(name, f"{found.item.id}/{found.key}", found.item.group, columns)
         else:
-            rejects.append(found.item.reject("build", found.reason, found.detail))
+            place = found.at and places.Place(found.at.column, found.at.start, found.at.end)
+            rejects.append(found.item.reject("build", found.reason, found.detail, place))
 
 
 def _find(name: str, spec: Built, items: Sequence[Item], place: Place, books: Path | None) -> Found:

@@ -58,10 +58,10 @@ def build(spec: DefinitionBuilder, items: Sequence[Item]) -> Found:
         for one in found:
             term, meaning = text[slice(*one.term)], text[slice(*one.definition)]
             if one.reason:
-                yield Unused(item, one.reason, term)
+                yield Unused(item, one.reason, term, Span(item, spec.text, *one.term))
                 continue
             if squeeze(term) in seen:
-                yield Unused(item, "defines a term again", term)
+                yield Unused(item, "defines a term again", term, Span(item, spec.text, *one.term))
                 continue
             seen.add(squeeze(term))
             context = around(text, one.sentence, spec.context_chars) or one.sentence
@@ -70,7 +70,7 @@ def build(spec: DefinitionBuilder, items: Sequence[Item]) -> Found:
                 if direction == "define":
                     columns = {"direction": "define", "question": ask_definition(term), "answer": meaning}
                 elif squeeze(term) in squeeze(meaning):
-                    yield Unused(item, "the definition says its term", term)
+                    yield Unused(item, "the definition says its term", term, Span(item, spec.text, *one.definition))
                     continue
                 else:
                     columns = {"direction": "name", "question": ask_term(meaning), "answer": term}

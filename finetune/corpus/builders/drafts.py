@@ -45,6 +45,8 @@ class Unused:
     item: Item
     reason: str
     detail: str = ""
+    at: Span | None = None
+    """What of the item the reason is about."""
 
 
 Found = Iterator[Draft | Unused]

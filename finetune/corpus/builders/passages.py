@@ -77,13 +77,13 @@ def deal(
         text = item.columns[question.span.column][begin:]
         right = around(text, (question.span.start - begin, question.span.end - begin), spec.passage_chars)
         if right is None:
-            yield Unused(item, "the answer does not fit into a passage", question.key)
+            yield Unused(item, "the answer does not fit into a passage", question.key, question.span)
             continue
         missing = int(lack + (made + 1) * spec.absent_share) > int(lack + made * spec.absent_share)
         wanted = spec.passages - (not missing)
         others = _distractors(index, question, shelf, place, wanted)
         if len(others) < wanted:
-            yield Unused(item, "too few passages of its side that do not answer it", question.key)
+            yield Unused(item, "too few passages of its side that do not answer it", question.key, question.span)
             continue
         position = None if missing else int(turn * spec.passages + placed) % spec.passages
         made, placed = made + 1, placed + (not missing)

@@ -71,9 +71,9 @@ def _definitions(spec: GroundedQuestionBuilder, items: Sequence[Item]) -> Asked:
         for one in found:
             term, span = text[slice(*one.term)], Span(item, spec.text, *one.definition)
             if one.reason:
-                yield index, Unused(item, one.reason, term)
+                yield index, Unused(item, one.reason, term, Span(item, spec.text, *one.term))
             elif len(span.text) > spec.answer_chars:
-                yield index, Unused(item, "the definition is over answer_chars", term)
+                yield index, Unused(item, "the definition is over answer_chars", term, span)
             else:
                 asked = spec.questions.get("definition")
                 question = ask_definition(term) if asked is None else fill(asked, {**item.columns, "term": term})

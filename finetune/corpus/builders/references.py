@@ -41,7 +41,8 @@ def build(spec: CrossReferenceBuilder, items: Sequence[Item], place: Place) -> F
             if not reason and meant[0].id in asked:
                 reason = "refers to the clause again"
             if reason:
-                yield Unused(item, reason, text[reference.start : reference.end])
+                written = Span(item, spec.text, reference.start, reference.end)
+                yield Unused(item, reason, written.text, written)
                 continue
             draft = _draft(spec, item, reference, meant[0])
             if isinstance(draft, Draft):
@@ -63,19 +64,21 @@ def _draft(spec: CrossReferenceBuilder, item: Item, reference: Reference, target
     text, said = item.columns[spec.text], target.columns[spec.text]
     sentence = _sentence(text, (reference.start, reference.end))
     begin = body_start(spec, target)
-    written = text[reference.start : reference.end]
+    place = Span(item, spec.text, reference.start, reference.end)
+    written = place.text
     if reference.part:
         start = _part_start(said, reference.part)
         if start is None:
-            return Unused(item, "the part of the clause that it names is not found for certain", written)
+            reason = "the part of the clause that it names is not found for certain"
+            return Unused(item, reason, written, place)
         begin = start
     answer = first_whole(said[begin:], spec.passage_chars)
     shown = opening(said[begin:], spec.passage_chars)
     if answer is None or shown is None:
-        return Unused(item, "the first sentence of that clause is over passage_chars", written)
+        return Unused(item, "the first sentence of that clause is over passage_chars", written, place)
     span = Span(target, spec.text, begin + answer[0], begin + answer[1])
     if squeeze(span.text) in squeeze(text[slice(*sentence)]) or not squeeze(span.text):
-        return Unused(item, "the sentence says it all itself", written)
+        return Unused(item, "the sentence says it all itself", written, place)
     words = heading_extent(spec, target)
     heading = target.columns[spec.heading][slice(*words)] if words and spec.heading else ""
     question = (
@@ -85,7 +88,7 @@ def _draft(spec: CrossReferenceBuilder, item: Item, reference: Reference, target
     columns = {
         "reference": written, "sentence": text[slice(*sentence)], "question": question, "answer": span.text,
         "target": _name(spec, target), "target_heading": heading, "target_text": target_text,
-        "_reference_span": str(Span(item, spec.text, reference.start, reference.end)),
+        "_reference_span": str(place),
     }  # fmt: skip
     return Draft(item, f"reference{reference.start}", (span,), columns)
 
