@@ -4,12 +4,16 @@ PREPARE itself asserts it; `tests/mutations/mutations.yaml` has losses at every 
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from corpus.conftest import Corpus, Prepared, general
 
+from finetune.artifacts import Artifact
+from finetune.corpus import prepare
 from finetune.corpus.books import gaps
+from finetune.corpus.read import find_documents
 from tests.corpus.test_preferences import READY, liked
 
 
@@ -58,3 +62,19 @@ def test_the_books_balance_with_everything_in_them_and_every_number_moved_by_one
     spoilt = copy.deepcopy(sheet)
     spoilt["tasks"]["action"]["valid"]["rows"] -= 1
     assert [gap.place for gap in gaps(spoilt)] == ["valid.jsonl, action"]
+
+
+def test_a_look_at_rows_of_one_mode_says_that_they_cannot_be_mixed_and_goes_on(full: Corpus, tiny_qwen3: Path) -> None:
+    """What so few rows are too few for stops nothing, and the books balance there, too."""
+    full.base = Artifact(tiny_qwen3, {"stage": "base", "digest": "0", "facts": {}})
+    full.config["tasks"]["action"]["reasoning"] = "The text names {action}."
+    full.config["model"] = {"modes": ["plain", "think"], "default_mode": "plain"}
+    full.config["prepare"] = {"think_share": 0.5}
+    settings = prepare.Config.model_validate(full.config)
+    documents = find_documents(settings.sources, full.root, settings.prepare.files)
+    config, told = settings.model_dump(mode="json"), list[str]()
+    out = full.root.parent / "look"
+    out.mkdir()
+    facts = prepare.run(config, out=out, base=full.base, documents=documents, say=told.append, limit=40)
+    assert any("no training example is of mode plain" in line for line in told)
+    assert gaps(sheet_of(Prepared(out, facts))) == []
