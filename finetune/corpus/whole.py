@@ -126,4 +126,5 @@ def note_times(job: Job, shards: Shards) -> Job:
 def look_at_times(shard: store.Shard, folder: Path) -> None:
     """One unit of work: the group of each row, and when it was."""
     rows = [(key(item.group), float(item.columns["_when"])) for item in shard.items()]
+    assert len(rows) == len(shard), f"{shard.source}: a row was lost"
     np.save(folder / "times.npy", np.array(rows, AT))
