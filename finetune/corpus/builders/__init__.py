@@ -54,7 +54,8 @@ def build_rows(
             }  # fmt: skip
             yield Item(name, f"{found.item.id}/{found.key}", found.item.group, columns)
         else:
-            place = found.at and places.Place(found.at.column, found.at.start, found.at.end)
+            at = found.at
+            place = None if at is None else places.Place(at.column, at.start, at.end)
             rejects.append(found.item.reject("build", found.reason, found.detail, place))
 
 
