@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune import metrics
+from finetune import metrics, shards
 from finetune.artifacts import Artifact, write_whole
 from finetune.base import find_base, set_threads
 from finetune.chat import ChatFormat
@@ -104,6 +104,8 @@ def _target(
             "target", chosen.target, "no model directory, no bundle and no address of a server",
             "a folder with config.json, a folder with model/, or http://HOST:PORT#MODEL",
         )  # fmt: skip
+    for shard in shards.shard_names(whole):
+        shards.read_header(whole / shard)  # a torn file is told before anything of it is loaded
     artifact = find_base(recipe.model.model_copy(update={"path": str(whole), "origin": "hub"}))
     weights = weights_of(artifact.manifest["files"])
     chat = ChatFormat.read(whole)

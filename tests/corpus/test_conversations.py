@@ -178,6 +178,15 @@ def test_every_assistant_turn_is_one_example_in_its_own_mode(talking: Any) -> No
     assert f"  by mode: plain {modes['plain']}, think {modes['think']}" in headline(made.facts)
 
 
+def test_a_conversation_with_an_empty_answer_anywhere_is_left_out_and_counted(talking: Any) -> None:
+    """Each assistant turn is trained: only the last one was looked at, and silence in the middle was taught."""
+    rows = talks(90)
+    rows[0]["talks"][1]["content"] = " \n"
+    rows[3]["talks"][3]["content"] = ""
+    talking.write_rows("talks.jsonl", rows)
+    assert talking.prepare().dropped()["empty answer"] == 2
+
+
 def test_tools_and_arguments_keep_their_order_from_the_file_to_the_token(talking: Any) -> None:
     """Sorted keys on disk would make SCORE ask another prompt than was trained."""
     made = talking.prepare()

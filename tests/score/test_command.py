@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,11 @@ def test_a_model_directory_gives_the_answers_that_a_served_one_would_be_asked_fo
     assert read(tmp_path) == first
 
 
-def test_what_cannot_be_scored_is_told(work, tmp_path, capsys) -> None:
+def test_what_cannot_be_scored_is_told(work, tmp_path, tiny_qwen3, capsys) -> None:
+    torn = shutil.copytree(tiny_qwen3, tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes((tiny_qwen3 / "model.safetensors").read_bytes()[:1000])
     for words, said in (
+        ([str(torn)], "model.safetensors"),
         ([str(tmp_path)], "no model directory, no bundle and no address"),
         (["http://127.0.0.1:9", "--timeout", "0"], "--timeout=0.0: must be more than 0"),
         (["http://"], "no http address"),
@@ -155,8 +159,10 @@ def test_a_cut_stream_is_no_answer(chat, work, tmp_path) -> None:
         timed = latency.stream_once(endpoint, asked)
         assert timed.tokens == 4
         assert 0 < timed.first <= timed.whole
-        server.faults = ["cut stream"]
+        server.faults = ["cut stream", "aborted stream"]
         with pytest.raises(ServerError, match=r"ended before its \[DONE\]"):
+            latency.stream_once(endpoint, asked)
+        with pytest.raises(ServerError, match="did not finish"):
             latency.stream_once(endpoint, asked)
 
 
