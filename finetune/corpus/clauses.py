@@ -69,12 +69,12 @@ class _Start:
     rest: str
 
 
-def cut_clauses(name: str, blocks: Sequence[Block]) -> Iterator[Found]:
+def cut_clauses(name: str, blocks: Sequence[Block], *, counts: bool = True) -> Iterator[Found]:
     """Rows with `number` (as written), `heading`, `path` (what stands above it) and `text`.
 
     What comes before the first clause, and under a chapter before its first, is a row without number.
     """
-    lines = list(_lines(blocks))
+    lines = list(_lines(blocks, counts))
     family, starts = _choose(lines)
     if not starts:
         rule = "this document has no numbered clause at the start of a line (第X条, Article N, § N, 1.1)"
@@ -106,14 +106,14 @@ def cut_clauses(name: str, blocks: Sequence[Block]) -> Iterator[Found]:
     yield from _row(name, clause, told=False)
 
 
-def _lines(blocks: Sequence[Block]) -> Iterator[tuple[int, str, int]]:
+def _lines(blocks: Sequence[Block], counts: bool) -> Iterator[tuple[int, str, int]]:
     """(line, text, level): every line of the blocks, an empty one between two blocks."""
     for block in blocks:
         if block.level:
             yield block.line, " ".join(block.text.split()), block.level
             continue
         for offset, text in enumerate(block.text.strip("\n").split("\n")):
-            yield block.line + offset, text.strip(" \t\u3000"), 0
+            yield block.line + offset * counts, text.strip(" \t\u3000"), 0
         yield block.line, "", 0
 
 

@@ -11,6 +11,9 @@ from finetune.corpus.patterns import find_all
 from finetune.corpus.streams import BadInput, Line, bad
 from finetune.corpus.tables import Found, Row
 
+_OF_LINES = ("txt", "md")
+"""Documents whose blocks say the line that they begin at; of others it is the page or the part, for all their lines."""
+
 
 def cut_document(name: str, kind: str, blocks: Sequence[Block], cut: Cut) -> Iterable[Found]:
     """Rows of one document. `Cut.by` says which columns they have; `text` is always one."""
@@ -18,16 +21,16 @@ def cut_document(name: str, kind: str, blocks: Sequence[Block], cut: Cut) -> Ite
         fix = "run text recognition (OCR) over it first" if kind == "pdf" else "put text into it, or take it out"
         return [bad(name, 0, "no text", "this document holds no text", fix)]
     if cut.by == "pattern":
-        return _cut_pattern(name, blocks, cut)
+        return _cut_pattern(name, kind, blocks, cut)
     if cut.by == "page" and kind != "pdf":
         fix = "set cut.by to paragraph, heading or document"
         return [bad(name, 0, "cannot be cut", f"a {kind} document has no pages", fix, "page")]
     if cut.by == "heading":
         return _cut_heading(name, kind, blocks)
     if cut.by == "clause":
-        return cut_clauses(name, blocks)
+        return cut_clauses(name, blocks, counts=kind in _OF_LINES)
     if cut.by == "log":
-        return cut_log(name, _lines(blocks))
+        return cut_log(name, _lines(blocks, counts=kind in _OF_LINES))
     if cut.by == "document":
         return [_row(name, blocks[0].line, text=_joined(blocks))]
     if cut.by == "page":
@@ -48,10 +51,10 @@ def _cut_paragraphs(name: str, blocks: Sequence[Block]) -> Iterator[Row]:
             yield cut_paragraph(name, piece if pieces else Block("", piece.line), *said)
 
 
-def _lines(blocks: Iterable[Block]) -> Iterator[Line]:
+def _lines(blocks: Iterable[Block], *, counts: bool) -> Iterator[Line]:
     for block in blocks:
         for offset, text in enumerate(block.text.split("\n")):
-            yield Line(block.line + offset, text, None)
+            yield Line(block.line + offset * counts, text, None)
 
 
 def _cut_heading(name: str, kind: str, blocks: Sequence[Block]) -> Iterator[Found]:
@@ -86,10 +89,10 @@ def _uncut(name: str, kind: str) -> BadInput:
     return bad(name, 0, "cannot be cut", rules.get(kind, "this document has no heading"), fix, "heading")
 
 
-def _cut_pattern(name: str, blocks: Sequence[Block], cut: Cut) -> Iterator[Found]:
+def _cut_pattern(name: str, kind: str, blocks: Sequence[Block], cut: Cut) -> Iterator[Found]:
     assert cut.pattern is not None, "checks ask for a pattern when cut.by is pattern"
     text = _joined(blocks)
-    starts = _line_starts(blocks)
+    starts = _line_starts(blocks, counts=kind in _OF_LINES)
     matches = find_all(text, re.compile(cut.pattern, re.MULTILINE | re.DOTALL), name)
     at = 0
     for match in matches:
@@ -102,13 +105,14 @@ def _cut_pattern(name: str, blocks: Sequence[Block], cut: Cut) -> Iterator[Found
         yield bad(name, 0, "cannot be cut", rule, "correct cut.pattern", cut.pattern)
 
 
-def _line_starts(blocks: Sequence[Block]) -> list[tuple[int, int]]:
+def _line_starts(blocks: Sequence[Block], *, counts: bool) -> list[tuple[int, int]]:
     starts, offset = [(0, blocks[0].line)], 0
     for block in blocks:
         text = block.text.strip()
         if text:
             starts.append((offset, block.line))
-            starts += [(offset + match.end(), block.line + i + 1) for i, match in enumerate(re.finditer("\n", text))]
+            ends = re.finditer("\n", text) if counts else ()
+            starts += [(offset + match.end(), block.line + i) for i, match in enumerate(ends, start=1)]
             offset += len(text) + 2
     return starts
 

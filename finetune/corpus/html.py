@@ -18,6 +18,8 @@ _BLOCKS = {
 }  # fmt: skip
 _MOST_TAGS = 1_000_000
 """The parser holds about a kilobyte for each."""
+_BREAK = "\0"
+"""A line end within a block: no file of text holds it."""
 _WIDEST = 100
 """A cell that claims more columns or rows claims so many."""
 
@@ -41,7 +43,8 @@ def read_html(name: str, text: str) -> Blocks | BadInput:
     running: list[str] = []
 
     def close(level: int = 0) -> None:
-        joined = " ".join("".join(running).split())
+        lines = "\n".join(" ".join(line.split()) for line in "".join(running).split(_BREAK))
+        joined = re.sub(r"\n{3,}", "\n\n", lines).strip()
         running.clear()
         if joined:
             pieces.append((joined, level))
@@ -65,7 +68,7 @@ def read_html(name: str, text: str) -> Blocks | BadInput:
             if isinstance(child, NavigableString):
                 running.append(str(child))
             elif child.name == "br":
-                running.append(" ")
+                running.append(_BREAK)
             elif child.name == "tr":
                 table_row(child, {} if spans is None else spans)
             elif child.name in ("thead", "tbody", "tfoot"):

@@ -277,11 +277,17 @@ def _named(name: str, source: Source, row: tables.Row) -> tables.Row | BadInput:
 
 
 def _items(name: str, source: Source, given: Iterable[tables.Row], plan: Plan) -> Iterator[Item]:
-    """Items with id and group, only the columns kept that the recipe uses."""
+    """Items with id and group, only the columns kept that the recipe uses.
+
+    Where the recipe names no id, the second row of one page of a PDF is `a.pdf:7.2`.
+    """
     keep, nested = {*plan.needed(name), "_file", "_line", "_when"}, plan.nested(name)
+    plain, before, same = source.id == Source.model_fields["id"].default, "", 1
     for row in given:
         kept = {column: value for column, value in row.items() if column in keep}
-        yield Item(name, fill(source.id, row), fill(source.group, row), kept, nested)
+        id_ = fill(source.id, row)
+        before, same = id_, same + 1 if id_ == before else 1
+        yield Item(name, f"{id_}.{same}" if plain and same > 1 else id_, fill(source.group, row), kept, nested)
 
 
 def _repair(name: str, items: Iterable[Item], plan: Plan, ledger: Ledger) -> Iterator[Item]:

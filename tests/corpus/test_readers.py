@@ -110,8 +110,17 @@ def test_markdown_is_cut_at_its_headings_with_their_path(tmp_path: Path) -> None
 def test_html_keeps_text_lists_and_tables_and_leaves_out_the_rest(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.html", HTML, cut=Cut(by="heading"))
     assert [row["path"] for row in rows] == ["One", "One > Deep"]
-    assert rows[0]["text"] == "first bold line broken"
+    assert rows[0]["text"] == "first bold line\nbroken"
     assert rows[1]["text"].split("\n\n") == ["item", "other", "loose text", "inner", "tail", "a | b", "1 | 2"]
+
+
+def test_br_ends_a_line_so_that_clauses_begin_there(tmp_path: Path) -> None:
+    """Laws stand on Chinese pages in one block, an article after each line end."""
+    page = "<body><div>第一条 为了<b>保护</b>。<br><br>第二条\n本法适用。<br/>第三条 国家实行。</div></body>"
+    rows = read(tmp_path, "a.html", page, cut=Cut(by="clause"))
+    assert [(row["number"], row["text"]) for row in rows] == [
+        ("第一条", "为了保护。"), ("第二条", "本法适用。"), ("第三条", "国家实行。"),
+    ]  # fmt: skip
 
 
 def test_docx_is_cut_at_its_heading_styles_and_keeps_tables(tmp_path: Path) -> None:
@@ -124,6 +133,15 @@ def test_docx_is_cut_at_its_heading_styles_and_keeps_tables(tmp_path: Path) -> N
 def test_pdf_gives_a_row_for_each_page(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.pdf", pdf_bytes(["first page", "second page"]), cut=Cut(by="page"))
     assert [(row["text"], row["_line"]) for row in rows] == [("first page", "1"), ("second page", "2")]
+
+
+@pytest.mark.parametrize(
+    "cut", [Cut(by="clause"), Cut(by="pattern", pattern=r"^Article (?P<number>\d+)"), Cut(by="paragraph")]
+)
+def test_a_row_of_a_pdf_says_its_page_however_it_is_cut(tmp_path: Path, cut: Cut) -> None:
+    pages = [f"Article {n}. One rule.\nIt goes on.\nArticle {n + 1}. Another rule." for n in (1, 3, 5)]
+    rows = read(tmp_path, "a.pdf", pdf_bytes(pages), cut=cut)
+    assert [row["_line"] for row in rows] == (["1", "2", "3"] if cut.by == "paragraph" else list("112233"))
 
 
 def test_a_pdf_without_text_says_so(tmp_path: Path) -> None:
