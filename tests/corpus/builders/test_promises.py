@@ -86,6 +86,10 @@ def test_every_span_is_the_quote_and_no_side_meets_another(items, builder, passa
         if "position" in columns:
             judge_passages(columns, texts[0], passages)
     assert not any(reject.step != "build" for reject in rejects)
+    for reject in rejects:
+        if (place := reject.span) is not None:
+            assert by_line[reject.line].columns[place.column][place.start : place.end].strip()
+        assert (place is not None) >= (builder == "cross_reference" and bool(reject.detail))
     assert rows or rejects, "what was looked at is counted"
     again, also = build(items, builder, side, **options(builder, passages, share))
     assert (again, also) == (rows, rejects), "the same documents give the same rows"
