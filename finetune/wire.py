@@ -80,7 +80,7 @@ class Wire:
             found = self._json(self._client.build_request("POST", self.url + path, json=dict(body)))
             try:
                 return read(found)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
                 shown = json.dumps(found)[:_SHOWN]
                 raise ServerError(f"no answer of this kind ({error!r}): {shown}", passing=True) from error
 
@@ -112,7 +112,7 @@ class Wire:
             raise _refused(answer)
         try:
             found = json.loads(answer.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             shown = answer.content[:_SHOWN].decode("utf-8", "replace")
             raise ServerError(f"what came is no JSON: {shown!r}", 200, passing=True) from error
         if not isinstance(found, dict):

@@ -8,6 +8,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
 
+NO_ANSWERS: dict[str, dict[str, Any]] = {
+    "shape": {"choices": []},
+    "aborted": {"choices": [{"text": "half an ans", "finish_reason": "abort"}]},
+    "open end": {"choices": [{"text": "half an ans", "finish_reason": None}]},
+    "no text": {"choices": [{"text": None, "finish_reason": "stop"}]},
+    "half a pair": {"choices": [{"text": "\ud800", "finish_reason": "stop"}]},
+    "odd usage": {"choices": [{"text": "words", "finish_reason": "stop"}], "usage": [7]},
+}
+"""What a server that is stopped, overloaded or broken sends in good JSON."""
+
 
 class Local(ThreadingHTTPServer):
     """Answers `answer N`, N being the number of prompt tokens that it read."""
@@ -67,8 +77,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send({"error": "out of memory"}, 500)
         elif fault == "garbage":
             self.raw(b"<html>the gateway is tired</html>")
-        elif fault == "shape":
-            self.send({"choices": []})
+        elif fault == "deep garbage":
+            self.raw(b"[" * 100_000)
+        elif fault in NO_ANSWERS:
+            self.send(NO_ANSWERS[fault])
         elif fault == "cut":
             self.send_response(200)
             self.send_header("Content-Length", "1000")
@@ -121,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"choices": [{"text": f"w{number} ", "finish_reason": None}]})
             if fault == "cut stream" and number == 1:
                 return
+        if fault == "aborted stream":
+            self.event({"choices": [{"text": "", "finish_reason": "abort"}]})
         self.event({"choices": [], "usage": {"prompt_tokens": self.count(body), "completion_tokens": 4}})
         self.wfile.write(b"data: [DONE]\n\n")
 

@@ -21,6 +21,9 @@ _COMPLETIONS, _CHAT = "/v1/completions", "/v1/chat/completions"
 _REFUSED = frozenset({400, 404, 405, 415, 422, 501})
 """What a server says that does not know a path or a key of a request."""
 _SHOWN_EVERY = 32
+UNFINISHED = frozenset({"abort", "error", "cancelled"})
+"""finish_reason of what a server that is stopped or broken lets go of: no answer, and never kept as one."""
+_CUT_OFF = frozenset({"length", "content_filter"})
 
 
 class Way(NamedTuple):
@@ -206,15 +209,18 @@ class Endpoint:
 
     def _read(self, way: Way, asked: Asked, reply: Mapping[str, Any]) -> tuple[Answer, int | None]:
         (choice,) = reply["choices"]
-        raw = _message_text(choice["message"], asked.mode) if way.prompt == "messages" else str(choice["text"])
+        raw = _message_text(choice["message"], asked.mode) if way.prompt == "messages" else choice["text"]
+        raw.encode()  # half a character pair of JSON is no text
+        ended = choice["finish_reason"]
+        if ended is None or ended in UNFINISHED:
+            raise ValueError(f"finish_reason {ended!r}: the server did not finish this answer")
         given = choice.get("token_ids")
         ids = None if given is None else tuple(int(token) for token in given)
         usage = reply.get("usage") or {}
         counted = usage.get("prompt_tokens")
         tokens = len(ids) if ids is not None else usage.get("completion_tokens")
         tokens = len(self._chat.encode(raw)) if tokens is None else int(tokens)
-        finished = choice["finish_reason"] != "length"
-        answer = Answer(raw, after_thoughts(raw, asked.mode), ids, finished, tokens, 0.0)
+        answer = Answer(raw, after_thoughts(raw, asked.mode), ids, ended not in _CUT_OFF, tokens, 0.0)
         return answer, None if counted is None else int(counted)
 
     def _likelihood(self, asked: Asked, choice: str) -> float:

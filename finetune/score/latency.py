@@ -14,7 +14,7 @@ from typing import Any
 from finetune.errors import RecipeError
 from finetune.memory import here
 from finetune.score.answers import Asked, Say
-from finetune.score.endpoint import Endpoint
+from finetune.score.endpoint import UNFINISHED, Endpoint
 from finetune.score.questions import Questions
 from finetune.wire import ServerError
 
@@ -83,6 +83,8 @@ def stream_once(endpoint: Endpoint, asked: Asked, clock: Callable[[], float] = t
     with endpoint.wire.stream(way.path, body) as events:
         for event in events:
             counted = (event.get("usage") or {}).get("completion_tokens", counted)
+            if any(choice.get("finish_reason") in UNFINISHED for choice in event.get("choices") or ()):
+                raise ServerError("the server did not finish this answer")
             if not any(_brings(choice) for choice in event.get("choices") or ()):
                 continue
             last, pieces = clock(), pieces + 1

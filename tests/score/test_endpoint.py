@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from handmade import chats
-from local_server import serving
+from local_server import NO_ANSWERS, serving
 
 from finetune.chat import ChatFormat
 from finetune.errors import RecipeError
@@ -71,10 +71,11 @@ def test_the_way_that_the_server_takes_is_found_and_told(
     assert told["prompt_tokens"]["equal" if equal else "differ"] == len(prompts)
 
 
-@pytest.mark.parametrize("fault", ["slow", "429", "500", "garbage", "shape", "cut"])
+@pytest.mark.parametrize("fault", ["slow", "429", "500", "garbage", "deep garbage", "cut", *NO_ANSWERS])
 def test_a_fault_that_passes_is_asked_again_and_one_that_stays_ends_with_what_was_kept(
     fault, chat, prompts, tmp_path
 ) -> None:
+    """Half an answer of a server that was being stopped was kept for good, and a text that was null as "None"."""
     with serving(chat) as server:
         pauses: list[float] = []
         endpoint = connect(server.url, chat, tmp_path, pauses, timeout=0.4)
