@@ -86,36 +86,36 @@ RECOGNISERS = (
           r"(?:\.| ?[\[({] ?dot ?[\])}] ?)[A-Za-z]{2,24}(?![A-Za-z0-9])"),
     _find("iban", "code", r"(?i)" + _BEFORE + r"[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,4})?" + _AFTER,
           checksums.iban_holds),
-    _find("cn_id", "number", _BEFORE + r"[1-9]\d{5} ?(?:18|19|20)\d{6} ?\d{3}[\dXx]" + _LETTERS, checksums.cn_id_holds),
-    _find("cn_id", "number", r"身份证[^\d\n]{0,12}(?P<value>[1-9]\d{14})" + _LETTERS),
-    _find("card", "number", _BEFORE + r"\d(?:[ -]?\d){12,18}" + _AFTER, checksums.card_holds),
-    _find("card", "number", r"(?i)(?:card|visa|maestro|amex|卡号?|卡)[^\d\n]{0,24}" + _BEFORE
+    _find("cn_id", "digits", _BEFORE + r"[1-9]\d{5} ?(?:18|19|20)\d{6} ?\d{3}[\dXx]" + _LETTERS, checksums.cn_id_holds),
+    _find("cn_id", "digits", r"身份证[^\d\n]{0,12}(?P<value>[1-9]\d{14})" + _LETTERS),
+    _find("card", "digits", _BEFORE + r"\d(?:[ -]?\d){12,18}" + _AFTER, checksums.card_holds),
+    _find("card", "digits", r"(?i)(?:card|visa|maestro|amex|卡号?|卡)[^\d\n]{0,24}" + _BEFORE
           + r"(?P<value>\d(?:[ -]?\d){11,18})" + _AFTER, checksums.named_card_holds),
-    _find("ssn", "number", _BEFORE + r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![-\d])" + _AFTER),
-    _find("ssn", "number", r"(?i)(?:\bssn|social security)[^\d\n]{0,24}" + _BEFORE
+    _find("ssn", "digits", _BEFORE + r"(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![-\d])" + _AFTER),
+    _find("ssn", "digits", r"(?i)(?:\bssn|social security)[^\d\n]{0,24}" + _BEFORE
           + r"(?P<value>(?!000|666)\d{3}[ .-]?(?!00)\d{2}[ .-]?(?!0000)\d{4})(?![-\d])" + _AFTER),
-    _find("cn_mobile", "number", _BEFORE + r"(?:\+?(?:00)?86[ -]?)?1[3-9]\d(?:[ -]?\d{4}){2}" + _LETTERS),
-    _find("phone", "number", r"(?<![\w+])\+[1-9](?:[ .()/-]{0,2}\d){7,14}(?: ?(?:x|ext\.?) ?\d{1,6})?" + _AFTER,
+    _find("cn_mobile", "digits", _BEFORE + r"(?:\+?(?:00)?86[ -]?)?1[3-9]\d(?:[ -]?\d{4}){2}" + _LETTERS),
+    _find("phone", "digits", r"(?<![\w+])\+[1-9](?:[ .()/-]{0,2}\d){7,14}(?: ?(?:x|ext\.?) ?\d{1,6})?" + _AFTER,
           checksums.phone_holds),
-    _find("phone", "number", _BEFORE + r"(?:(?:\+?1|001)[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}(?P<sep>[.-]))\d{3}"
+    _find("phone", "digits", _BEFORE + r"(?:(?:\+?1|001)[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}(?P<sep>[.-]))\d{3}"
           r"(?(sep)(?P=sep)|[ .-])\d{4}(?: ?(?:x|ext\.?) ?\d{1,6})?(?![-\d])" + _AFTER),
-    _find("phone", "number", r"(?<![A-Za-z0-9.,-])0\d{1,2}-\d{3,4}-\d{4}(?![-A-Za-z0-9])"),
-    _find("phone", "number", r"(?<![A-Za-z0-9.,-])0(?:10|2\d|[3-9]\d{2})[ -]\d{7,8}(?:-\d{1,5})?" + _AFTER),
+    _find("phone", "digits", r"(?<![A-Za-z0-9.,-])0\d{1,2}-\d{3,4}-\d{4}(?![-A-Za-z0-9])"),
+    _find("phone", "digits", r"(?<![A-Za-z0-9.,-])0(?:10|2\d|[3-9]\d{2})[ -]\d{7,8}(?:-\d{1,5})?" + _AFTER),
     _find("record", "named code", r"(?i)(?:\bnino|national insurance)[^\d\n]{0,20}?"
           r"(?P<value>(?<![A-Za-z])[A-Z]{2}(?: ?\d\d){3} ?[A-D])" + _AFTER),
     _find("record", "named code", rf"(?i)(?<![A-Za-z])(?:(?:{_HELD}){_NUMBER}|(?:{_NAMED})){_IS}{_CODE}",
           checksums.record_holds),
     _find("record", "number", rf"(?i)(?:{_HAN_HELD})(?:编?号码?|卡号?|号|码)?[ :=#是为(（]{{0,4}}{_CODE}",
           checksums.record_holds),
-    _find("record", "number", r"护照[^\dA-Za-z\n]{0,8}(?P<value>[A-Z]{1,2}\d{7,8})" + _AFTER),
-    _find("record", "number", r"卡[^\d\n]{0,8}(?P<value>\d{4}(?: ?\d{4}){3}(?: ?\d{1,3})?)" + _AFTER),
-    _find("record", "number", _BEFORE + r"62\d{14,17}(?=[ ,，]{0,2}[\u4e00-\u9fff]{0,8}卡)"),
-    _find("record", "number", r"(?<![A-Za-z0-9.,-])\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])-[1-4]\d{6}"
+    _find("record", "digits", r"护照[^\dA-Za-z\n]{0,8}(?P<value>[A-Z]{1,2}\d{7,8})" + _AFTER),
+    _find("record", "digits", r"卡[^\d\n]{0,8}(?P<value>\d{4}(?: ?\d{4}){3}(?: ?\d{1,3})?)" + _AFTER),
+    _find("record", "digits", _BEFORE + r"62\d{14,17}(?=[ ,，]{0,2}[\u4e00-\u9fff]{0,8}卡)"),
+    _find("record", "digits", r"(?<![A-Za-z0-9.,-])\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])-[1-4]\d{6}"
           r"(?![-A-Za-z0-9])"),
     _find("record", "number", r"案号[ :：]{0,2}(?P<value>[（(]\d{4}[）)][\u4e00-\u9fff]{1,3}\d{0,4}"
           r"[\u4e00-\u9fff]{1,4}\d{1,6}号)"),
-    _find("phone", "number", rf"(?i)(?:{_CALL})[^\d+(]{{0,20}}{_PHONE}", checksums.phone_holds),
-    _find("phone", "number", _BEFORE + rf"{_PHONE}(?= ?-? ?(?:office|fax|mobile|cell|desk)\b)", checksums.phone_holds,
+    _find("phone", "digits", rf"(?i)(?:{_CALL})[^\d+(]{{0,20}}{_PHONE}", checksums.phone_holds),
+    _find("phone", "digits", _BEFORE + rf"{_PHONE}(?= ?-? ?(?:office|fax|mobile|cell|desk)\b)", checksums.phone_holds,
           re.ASCII | re.IGNORECASE),
     _find("ip", "dots", rf"(?i)(?P<not>{_NUMBERED}[^\w\n]{{0,3}})?(?<![\w.])"
           r"(?P<value>(?:\d{1,3}\.){3}\d{1,3})(?![\w.]*\d)", checksums.ip_holds),
@@ -156,6 +156,7 @@ _SIGNS: dict[str, Callable[[str], object]] = {
     "url": lambda text: "://" in text,
     "key word": lambda text: _KEY_WORD.search(text.lower()),
     "code": re.compile(r"(?i)(?<![A-Za-z0-9])[a-z]{2}\d\d[ -]?[a-z0-9]{4}").search,
+    "digits": re.compile(r"\d(?:[ ().\-/]{0,3}\d){6}").search,
     "number": re.compile(r"\d(?:[ ().\-/]{0,3}\d){6}|\d{5}|案号").search,
     "named code": re.compile(r"\d(?:[A-Za-z]{0,2}[-/. ]?\d){4}").search,
     "dots": re.compile(r"\d\.\d{1,3}\.\d").search,
@@ -199,13 +200,13 @@ def _findings(text: str, kinds: frozenset[str], label: str) -> list[Finding]:
     if "[" in text:
         found += [Finding(*match.span(), "") for match in PLACEHOLDER.finditer(text, len(ahead))]
     for recogniser in recognisers:
-        refused = "not" in recogniser.pattern.groupindex
         for match in recogniser.pattern.finditer(text):
             group = match.lastgroup if match.lastgroup and match.lastgroup.startswith("value") else 0
             start, end = match.span(group)
             at = bisect_left(found, start, key=_start)
             free = (at == 0 or found[at - 1].end <= start) and (at == len(found) or end <= found[at].start)
-            if free and not (refused and match["not"]) and recogniser.holds(text[start:end]):
+            refused = "not" in recogniser.pattern.groupindex and match["not"]
+            if free and not refused and recogniser.holds(text[start:end]):
                 found.insert(at, Finding(start, end, recogniser.kind))
     return [Finding(one.start - len(ahead), one.end - len(ahead), one.kind) for one in found if one.kind]
 
