@@ -1,12 +1,15 @@
 """Each reader: rows, columns, line numbers."""
 
+import gzip
 import io
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,6 +181,33 @@ def test_hidden_folders_and_lock_files_enter_the_corpus_neither_by_folder_nor_by
     wanted = [tmp_path / "a.csv", tmp_path / "in/b.csv"]
     assert find_files(tmp_path, ".") == find_files(tmp_path, "**/*") == wanted
     assert find_files(tmp_path / ".git", ".") == [tmp_path / ".git/a.csv"], "the folder itself may be called so"
+
+
+WORDS = st.lists(st.sampled_from(["pump", "更换", "é", "#", "2"]), min_size=1, max_size=5).map(" ".join)
+WRITTEN: dict[str, Callable[[list[str]], str]] = {
+    "csv": lambda texts: "".join(["a\n", *(f'"{text}\n"\n' for text in texts)]),
+    "tsv": lambda texts: "".join(["a\tb\n", *(f"{text}\tx\n" for text in texts)]),
+    "txt": "\n\n".join,
+    "log": lambda texts: "".join(f"2024-01-05 10:11:12 {text}\n" for text in texts),
+    "md": lambda texts: "".join(f"# {text}\n\n{text}\n" for text in texts),
+    "html": lambda texts: "".join(f"<h2>{text}</h2><p>{text}" for text in texts),
+    "obo": lambda texts: "".join(f"[Term]\nid: {text}\n\n" for text in texts),
+}
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.sampled_from(sorted(WRITTEN)), st.lists(WORDS, min_size=1, max_size=5))
+def test_a_packed_file_has_the_rows_of_the_file(kind: str, texts: list[str]) -> None:
+    """JSON in every packing: tests/corpus/test_pieces.py."""
+    data = WRITTEN[kind](texts).encode()
+    ways: dict[str, Any] = {"log": "log", "md": "heading", "html": "heading", "txt": "paragraph"}
+    cut = Cut(by=ways.get(kind, "document"))
+    with tempfile.TemporaryDirectory() as home:
+        plain = read(Path(home), f"a.{kind}", data, cut=cut)
+        assert len(plain) == len(texts)
+        for way, packed in (("gz", gzip.compress(data)), ("zst", pa.compress(data, "zstd", asbytes=True))):
+            found = read(Path(home), f"a.{kind}.{way}", packed, cut=cut)
+            assert [{**row, "_file": f"a.{kind}"} for row in found] == plain
 
 
 PART = st.sampled_from(["a.csv", "b.csv", "c.jsonl", "in", "更换", ".git", ".a.csv", "~$a.docx"])
