@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks.corpus import run
 from benchmarks.corpus.make import make, records
-from finetune.corpus.dedup import jaccard, shingles
+from finetune.corpus.dedup import jaccard, shingles, sketches
+from finetune.corpus.near import find_near
 
 
 def test_records_are_the_same_each_time_short_and_repeat_what_they_say() -> None:
@@ -32,6 +34,26 @@ def test_planted_repeats_are_found_and_what_is_gone_beside_them_is_counted(tmp_p
     assert cell["rows_out"] + cell["found"] + cell["also_gone"] == 2000
     assert run.judge(path, [record.id for record in records(2000)])["found"] == 0
     assert "2,000" in run.table({"2000": {"near": cell}})
+
+
+def test_of_four_times_as_many_records_four_times_as_many_texts_are_compared() -> None:
+    """One million in small: what is looked into grows with the rows, not with their pairs."""
+    read: list[int] = []
+
+    def count(rows: int) -> int:
+        texts = [record.text for record in records(rows)]
+
+        def read_texts(places: Sequence[int]) -> list[str]:
+            read.extend(places)
+            return [texts[place] for place in places]
+
+        before = len(read)
+        find_near(sketches(texts), 0.85, read_texts)
+        return len(read) - before
+
+    few, many = count(3000), count(12000)
+    assert few > 150
+    assert many < 5 * few
 
 
 HELD = "import time; held = bytearray(60_000_000); began = time.process_time()"
