@@ -80,6 +80,9 @@ def check_tasks(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "tasks", value, "exactly one task has main: true", f"set tasks.{mains[0] if mains else first}.main"
         )
+    if "replay" in recipe.tasks:
+        rule = "is the name under which general text is trained on and counted"
+        yield Problem("tasks.replay", None, rule, "give the task another name")
     for name, task in recipe.tasks.items():
         path = f"tasks.{name}"
         if task.source not in recipe.build:

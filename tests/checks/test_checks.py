@@ -58,6 +58,11 @@ CASES = {
     # tasks
     "no main task": ({"tasks.fields.main": False}, "tasks", None, "exactly one task", "tasks.fields.main"),
     "two main tasks": ({"tasks.place.main": True}, "tasks", ["fields", "place"], "exactly one task", "tasks.fields"),
+    "a task called replay": (
+        {"tasks.replay": {"title": "R", "source": "work_orders", "prompt": "{text}", "answer": "{place}",
+                          "metric": "exact_match"}},
+        "tasks.replay", None, "general text is trained on", "another name",
+    ),
     "unknown source": (
         {"tasks.fields.source": "work_order"}, "tasks.fields.source", "work_order", "not one of the sources",
         "did you mean work_orders?",
