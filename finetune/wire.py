@@ -15,6 +15,8 @@ from finetune.errors import RecipeError
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may pass."""
+UNFINISHED = frozenset({"abort", "error", "cancelled"})
+"""finish_reason of what a server that is stopped or broken lets go of: no answer, and never kept as one."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _CONNECT_SECONDS = 10.0
 _SHOWN = 200
@@ -132,6 +134,14 @@ class Wire:
                     raise ServerError(words, error.status) from error
                 self._wait(pause)
         raise AssertionError("at least one try")
+
+
+def finish_reason(choice: Mapping[str, Any]) -> str:
+    """Why an answer ended. Raises KeyError or ValueError where the server did not finish it."""
+    ended = choice["finish_reason"]
+    if ended is None or ended in UNFINISHED:
+        raise ValueError(f"finish_reason {ended!r}: the server did not finish this answer")
+    return str(ended)
 
 
 def _events(answer: httpx2.Response) -> Iterator[dict[str, Any]]:

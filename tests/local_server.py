@@ -10,7 +10,9 @@ from typing import Any
 
 NO_ANSWERS: dict[str, dict[str, Any]] = {
     "shape": {"choices": []},
-    "aborted": {"choices": [{"text": "half an ans", "finish_reason": "abort"}]},
+    "aborted": {
+        "choices": [{"text": "half an ans", "message": {"content": "half an ans"}, "finish_reason": "abort"}],
+    },
     "open end": {"choices": [{"text": "half an ans", "finish_reason": None}]},
     "no text": {"choices": [{"text": None, "finish_reason": "stop"}]},
     "half a pair": {"choices": [{"text": "\ud800", "finish_reason": "stop"}]},

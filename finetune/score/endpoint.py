@@ -15,14 +15,12 @@ from finetune.errors import RecipeError
 from finetune.score.answers import Answer, Asked, Book, Say
 from finetune.score.prompts import after_thoughts
 from finetune.serve.ask import as_openai
-from finetune.wire import ServerError, Wire
+from finetune.wire import ServerError, Wire, finish_reason
 
 _COMPLETIONS, _CHAT = "/v1/completions", "/v1/chat/completions"
 _REFUSED = frozenset({400, 404, 405, 415, 422, 501})
 """What a server says that does not know a path or a key of a request."""
 _SHOWN_EVERY = 32
-UNFINISHED = frozenset({"abort", "error", "cancelled"})
-"""finish_reason of what a server that is stopped or broken lets go of: no answer, and never kept as one."""
 _CUT_OFF = frozenset({"length", "content_filter"})
 
 
@@ -211,9 +209,7 @@ class Endpoint:
         (choice,) = reply["choices"]
         raw = _message_text(choice["message"], asked.mode) if way.prompt == "messages" else choice["text"]
         raw.encode()  # half a character pair of JSON is no text
-        ended = choice["finish_reason"]
-        if ended is None or ended in UNFINISHED:
-            raise ValueError(f"finish_reason {ended!r}: the server did not finish this answer")
+        ended = finish_reason(choice)
         given = choice.get("token_ids")
         ids = None if given is None else tuple(int(token) for token in given)
         usage = reply.get("usage") or {}

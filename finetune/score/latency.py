@@ -14,9 +14,9 @@ from typing import Any
 from finetune.errors import RecipeError
 from finetune.memory import here
 from finetune.score.answers import Asked, Say
-from finetune.score.endpoint import UNFINISHED, Endpoint
+from finetune.score.endpoint import Endpoint
 from finetune.score.questions import Questions
-from finetune.wire import ServerError
+from finetune.wire import UNFINISHED, ServerError
 
 _WARM = 2
 """Requests of each place that are not timed: the first ones of a server wait for what it prepares."""

@@ -124,8 +124,10 @@ def _kept(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read(reply: dict[str, Any]) -> tuple[str, bool]:
+    from finetune.wire import finish_reason
+
     (choice,) = reply["choices"]
-    return str(choice["message"]["content"] or ""), choice.get("finish_reason") != "length"
+    return str(choice["message"]["content"] or ""), finish_reason(choice) != "length"
 
 
 def _judge(spec: TeacherBuilder, item: Item, reply: dict[str, Any], mark: str) -> Draft | Unused:

@@ -141,7 +141,7 @@ def test_a_quote_holds_a_short_answer_as_it_is_and_half_of_a_long_one(quote, ans
     assert bears(quote, answer) is holds
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "garbage", "cut"])
+@pytest.mark.parametrize("fault", ["429", "500", "garbage", "cut", "aborted"])
 def test_a_fault_that_passes_is_asked_again_and_one_that_stays_keeps_what_came(fault, tmp_path) -> None:
     with teaching(GOOD) as server:
         server.faults = [fault]
