@@ -30,6 +30,7 @@ from finetune.generate import Kept
 from finetune.metrics import score
 from finetune.score import prompts
 from finetune.score.statistics import mean, paired_difference
+from finetune.score.summary import AGAINST
 from finetune.verify import verify
 
 Say = Callable[[str], None]
@@ -67,7 +68,8 @@ def run(
     config: Mapping[str, Any], *, out: Path, prepared: Artifact, checkpoint: Artifact, scores: Artifact,
     proof: Artifact, machine: Machine, say: Say = print,
 ) -> dict[str, Any]:
-    """Write a model directory for each scheme and export.json: {scheme: {files, bytes, kl_mean, top1, tasks, ...}}.
+    """Write a model directory for each scheme, answers.jsonl as SCORE does, its systems the schemes, and export.json:
+    {scheme: {files, bytes, kl_mean, top1, tasks, ...}}.
 
     Resumes: models that a killed attempt had finished are kept, and answers by the batch. Raises RecipeError when
     llm-compressor is not installed or fails, or when what it wrote would not pass `finetune verify`.
@@ -99,10 +101,13 @@ def _export(
     rows = _by_task(prepared.file("test.jsonl"), settings)
     _measure(rows, settings, merged, proof, chat, out, worker)
     exported: dict[str, Any] = {}
+    answered: list[dict[str, Any]] = []
     for scheme, facts in made.items():
         found = json.loads((work / f"parity-{scheme}.json").read_text(encoding="utf-8"))
         found |= {kind: len(found[kind]) for kind in ("near_ties", "disagreements")}  # a list of thousands in 4 bit
-        tasks = dict(_scored(scheme, rows, settings, chat, scores, work))
+        own = _answered(scheme, rows, settings, chat, work)
+        answered += own
+        tasks = dict(_scored(own, scores))
         files = {path.name: hash_file(path) for path in sorted((out / scheme).iterdir())}
         remember(out, {f"{scheme}/{name}": digest for name, digest in files.items()})
         size = sum(path.stat().st_size for path in (out / scheme).iterdir())
@@ -110,6 +115,7 @@ def _export(
         losses = ", ".join(f"{task} {one['tuned']:.4f} -> {one['quantised']:.4f}" for task, one in tasks.items())
         parity = f"KL {found['kl_mean']:.4f} nats, top-1 {found['top1']:.1%}"
         say(f"export: {scheme}: {size / 1e9:.3f} GB, {parity}, {losses}")
+    write_whole(out / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answered))
     return exported
 
 
@@ -194,27 +200,49 @@ def _measure(
     worker.run("measure", {**places, **files, "dtype": settings.model.dtype})
 
 
-def _scored(
-    scheme: Scheme, rows: Mapping[str, Sequence[Chat]], settings: Config, chat: ChatFormat, scores: Artifact, work: Path
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each task's score beside SCORE's of the tuned model, row by row on the same prompts."""
-    with scores.file("answers.jsonl").open(encoding="utf-8") as lines:
-        before = {(line["task"], line["id"]): line for line in map(json.loads, lines) if line["system"] == "tuned"}
-    answers = Kept(work / f"answers-{scheme}.jsonl")
+def _answered(
+    scheme: Scheme, rows: Mapping[str, Sequence[Chat]], settings: Config, chat: ChatFormat, work: Path
+) -> list[dict[str, Any]]:
+    """What the quantised model answered, graded: lines as SCORE's answers.jsonl has them, its scheme as the system."""
+    answers, found = Kept(work / f"answers-{scheme}.jsonl"), []
     for task, those in rows.items():
         made = answers.of(task)
-        found, tuned = [], []
         for number, row in enumerate(those):
-            line = before[task, row.id]
             prompt = chat.prompt_text(row.prompt, row.mode, row.tools)
-            assert hashlib.sha256(prompt.encode()).hexdigest() == line["prompt_sha256"], "SCORE asked something else"
             text = prompts.answer_text(chat, made[number], row.mode)
-            found.append(score(text, row, settings.tasks[task]))
-            tuned.append(line["score"])
-        lost = paired_difference(tuned, found, [row.group for row in those])
+            found.append({
+                "task": task, "id": row.id, "group": row.group, "system": scheme,
+                "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(), "answer": text,
+                "score": score(text, row, settings.tasks[task]), "gold": row.answer,
+                "finished": made[number][-1] in chat.stop_ids,
+            })  # fmt: skip
+    return found
+
+
+def _scored(answered: Sequence[Mapping[str, Any]], scores: Artifact) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each task's score beside SCORE's of the tuned model, row by row on the same prompts: what was lost; and what is
+    still gained over the best of base and most frequent answer, the one that SCORE's headline is taken to."""
+    before: dict[tuple[str, str], dict[str, Any]] = {}
+    with scores.file("answers.jsonl").open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            before.setdefault((line["task"], line["system"]), {})[line["id"]] = line
+    for task in dict.fromkeys(str(line["task"]) for line in answered):
+        those = [line for line in answered if line["task"] == task]
+        asked = [before[task, "tuned"][line["id"]]["prompt_sha256"] for line in those]
+        assert asked == [line["prompt_sha256"] for line in those], "SCORE asked something else"
+        others = {
+            system: [float(before[task, system][line["id"]]["score"]) for line in those]
+            for system in ("tuned", *AGAINST)
+            if (task, system) in before
+        }
+        against = max((name for name in AGAINST if name in others), key=lambda name: mean(others[name]))
+        own, groups = [line["score"] for line in those], [line["group"] for line in those]
+        lost = paired_difference(others["tuned"], own, groups)
+        gained = paired_difference(own, others[against], groups)
         yield task, {
-            "tuned": mean(tuned), "quantised": mean(found), "loss": lost.difference, "ci95": list(lost.ci95),
-            "n": lost.n,
+            "tuned": mean(others["tuned"]), "quantised": mean(own), "loss": lost.difference, "ci95": list(lost.ci95),
+            "p": lost.p, "n": lost.n, "against": against,
+            "gain": {"difference": gained.difference, "ci95": list(gained.ci95), "p": gained.p},
         }  # fmt: skip
 
 
@@ -278,4 +306,4 @@ class _Worker:
             )  # fmt: skip
 
 
-STAGE = Stage("export", 2, run)
+STAGE = Stage("export", 3, run)

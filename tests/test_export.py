@@ -112,8 +112,15 @@ def test_a_copy_is_found_equal_and_a_changed_one_is_not(tmp_path) -> None:
     answers = Kept(work / "answers-w8a8.jsonl")
     assert [sorted(answers.of(task)) for task in ("t0", "t1")] == [[0, 1, 2, 3]] * 2
     assert any("w4a16, t1, 4 prompts" in line for line in said)
-    scored = dict(export._scored("w8a8", rows, settings, chat, given["scores"], work))
+    lines = export._answered("w8a8", rows, settings, chat, work)
+    assert [(line["task"], line["id"]) for line in lines] == [(row.task, row.id) for task in rows for row in rows[task]]
+    scored = dict(export._scored(lines, given["scores"]))
     assert scored["t0"]["loss"] == scored["t0"]["tuned"] - scored["t0"]["quantised"] == 1.0
+    assert scored["t0"]["against"] == "base_few_shot", "the one that SCORE's headline is taken to"
+    assert scored["t0"]["gain"]["difference"] == scored["t0"]["quantised"] - 0.5
+    lines[0]["prompt_sha256"] = "another prompt"
+    with pytest.raises(AssertionError, match="SCORE asked something else"):
+        dict(export._scored(lines, given["scores"]))
     assert not (work / "merged_logits").exists()
 
     (tmp_path / "out/w4a16/config.json").write_text("{")

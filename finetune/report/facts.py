@@ -49,8 +49,9 @@ def collect(
     parity = _read(proof, "parity.json")
     language, privacy = str(recipe["language"]), str(recipe["privacy"]["samples"])
     hide = partial(samples.shown_id, privacy=privacy, tasks=list(recipe["tasks"]))
-    tasks = [_task(task, recipe, privacy, hide) for task in scored["tasks"]]
     limits = Gates.model_validate(recipe["gates"])
+    quantised = judge(exported, limits)
+    tasks = [_beside(_task(task, recipe, privacy, hide), quantised) for task in scored["tasks"]]
     merged = next((weights_of(stage.manifest["files"]) for stage in stages if stage.stage == "merge"), {})
     latency = of_these_weights(latency, merged)
     main_task = str(verdict.main_task(tasks)["name"])
@@ -58,7 +59,6 @@ def collect(
     accepted_by, reason = recipe["handoff"]["accepted_by"], recipe["handoff"]["reason"]
     status = verdict.decide(gates, accepted_by)
     rows = samples.join(prepared, scores)
-    quantised = judge(exported, limits)
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe["name"],
@@ -143,6 +143,17 @@ def _task(
         overlap = [{**one, "id": hide(one["id"]), "source": hide(one["source"])} for one in told["overlap"]]
         made["contamination"] = {**told, "overlap": overlap}
     return made
+
+
+def _beside(task: dict[str, Any], quantised: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The task with the quantised models among its systems, where EXPORT asked them its rows."""
+    own = {scheme: one["tasks"][task["name"]] for scheme, one in quantised.items() if task["name"] in one["tasks"]}
+    differences = {
+        scheme: {"difference": one["loss"], "ci95": one["ci95"], **({"p": one["p"]} if "p" in one else {})}
+        for scheme, one in own.items()
+    }
+    scores = {scheme: one["quantised"] for scheme, one in own.items()}
+    return {**task, **scores, "differences": {**task["differences"], **differences}}
 
 
 def _prompting(told: Mapping[str, Any], hide: Callable[[str], str]) -> dict[str, Any]:

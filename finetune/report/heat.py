@@ -1,10 +1,12 @@
-"""The map of right answers by length of the text and depth of what was asked for, one for each kind of question."""
+"""Maps of right answers by length of the text and depth of what was asked for: of the base and of the tuned model, one
+for each kind of question."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune.report import figures
 from finetune.report.ink import INK, SMALL, make_axes
+from finetune.report.layout import found_by
 from finetune.report.plots import Plot, draw
 from finetune.report.strings import words
 
@@ -16,17 +18,17 @@ _DARKEST = 0.5
 
 
 def maps(facts: Mapping[str, Any]) -> list[Plot]:
-    """A picture for each kind of question that was asked; none where long texts were not measured."""
+    """Pictures for each kind of question that was asked; none where long texts were not measured."""
     measured = facts.get("context") or {}
-    return [_map(facts, kind) for kind in measured.get("kinds", ())]
+    return [_map(facts, kind, who) for kind in measured.get("kinds", ()) for who in found_by(facts)]
 
 
-def _map(facts: Mapping[str, Any], kind: str) -> Plot:
+def _map(facts: Mapping[str, Any], kind: str, who: str) -> Plot:
     t = words(facts["language"])["context"]
     measured = facts["context"]
     lengths, depths = list(measured["lengths"]), list(measured["depths"])
     shares = {
-        (row["length"], row["depth"]): row["right"] / row["n"]
+        (row["length"], row["depth"]): row["right" if who == "tuned" else who] / row["n"]
         for row in measured["rows"]
         if row["kind"] == kind and row["n"]
     }
@@ -44,7 +46,7 @@ def _map(facts: Mapping[str, Any], kind: str) -> Plot:
             for line, depth in enumerate(depths):
                 share = shares.get((length, depth))
                 corner = (column - 0.48, line - 0.46)
-                axes.add_patch(Rectangle(corner, 0.96, 0.92, facecolor=INK["tuned"], alpha=_DARKEST * (share or 0.0)))
+                axes.add_patch(Rectangle(corner, 0.96, 0.92, facecolor=INK[who], alpha=_DARKEST * (share or 0.0)))
                 axes.add_patch(Rectangle(corner, 0.96, 0.92, facecolor="none", edgecolor=INK["line"], linewidth=1))
                 axes.text(column, line, figures.percent(share, 0), ha="center", va="center", fontsize=SMALL)
         axes.set_xticks(range(len(lengths)), [figures.count(length) for length in lengths])
@@ -55,4 +57,4 @@ def _map(facts: Mapping[str, Any], kind: str) -> Plot:
         axes.set_xlabel(t["length"], labelpad=8)
         return figure
 
-    return draw(f"context-{kind}", picture)
+    return draw(f"context-{kind}-{who}", picture)

@@ -69,7 +69,7 @@ def environment(facts: Mapping[str, Any]) -> Environment:
         rows_of=rows_of, detail_rows=lambda task: detail_rows(task, t), f=facts, t=t, systems=systems(facts),
         row_name=lambda name: row_name(name, places, facts, t), sections=sections(facts),
         row_id=lambda name: name if facts["privacy"] != "none" else "", codes=made_by(facts),
-        notes=honest_notes(facts), mode_rows=mode_rows(facts),
+        notes=honest_notes(facts), mode_rows=mode_rows(facts), found_by=found_by(facts),
         metric=lambda name: metric_name(name, facts["language"]), unusual=spikes(facts),
         outcomes=list(OUTCOMES), titles_of={task["name"]: task["title"] for task in facts["tasks"]},
         stages=[stage for stage in TRAINING if facts["curves"].get(stage)],
@@ -130,6 +130,12 @@ def rows_of(task: Mapping[str, Any], t: Mapping[str, Any]) -> str:
     if task.get("groups") is None:
         return str(t["gain"]["n_rows"].format(n=figures.count(task["n"])))
     return str(t["gain"]["n_groups"].format(n=figures.count(task["n"]), groups=figures.count(task["groups"])))
+
+
+def found_by(facts: Mapping[str, Any]) -> list[str]:
+    """Who was asked about long texts; an older version asked the tuned model alone."""
+    rows = (facts.get("context") or {}).get("rows", ())
+    return [*(["base"] if any("base" in row for row in rows) else []), "tuned"]
 
 
 def mode_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:

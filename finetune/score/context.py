@@ -3,7 +3,7 @@
 The text is the recipe's own training documents, so that it reads like what will be served. Into it go facts that no
 document holds: a needle (one sentence, asked for) or a cross-reference (a clause that refers to another clause, which
 has the answer). An answer is right where it contains the planted value, exactly. Loss is what the longest context costs
-against the shortest.
+against the shortest. The base is asked the same: a model may well find the sentence and have unlearnt to say it.
 """
 
 import hashlib
@@ -76,24 +76,45 @@ def measure(
     places = [slice(first, first + asked.each) for first in range(0, len(prompts), asked.each)]
     counts = [sum(right[place]) for place in places]
     sizes = [[len(prompt.ids) for prompt in prompts[place]] for place in places]
-    at: dict[int, int] = {}
-    for (_, length, _), count in zip(cells, counts, strict=True):
-        at[length] = at.get(length, 0) + count
-    short, long = at[min(at)], at[max(at)]
+    rows = [
+        {
+            "kind": kind, "length": length, "depth": depth, "n": asked.each, "right": count,
+            "tokens": {"min": min(own), "mean": sum(own) / len(own)},
+        }
+        for (kind, length, depth), count, own in zip(cells, counts, sizes, strict=True)
+    ]  # fmt: skip
     return {
         "lengths": sorted(asked.lengths),
         "depths": sorted(asked.depths),
         "kinds": list(KINDS),
         "each": asked.each,
-        "rows": [
-            {
-                "kind": kind, "length": length, "depth": depth, "n": asked.each, "right": count,
-                "tokens": {"min": min(own), "mean": sum(own) / len(own)},
-            }
-            for (kind, length, depth), count, own in zip(cells, counts, sizes, strict=True)
-        ],
-        "loss": 1 - long / short if short and len(at) > 1 else None,
+        "rows": rows,
+        "loss": _loss(_at(rows)),
     }
+
+
+def beside(base: dict[str, Any], tuned: dict[str, Any]) -> dict[str, Any]:
+    """What the tuned model found, and in each row as `base` how often the base model was right.
+
+    loss: where the tuned model has none right at the shortest length and the base has some, against the base: then all
+    was lost before the texts became long.
+    """
+    rows = [{**one, "base": other["right"]} for one, other in zip(tuned["rows"], base["rows"], strict=True)]
+    loss = tuned["loss"] if tuned["loss"] is not None else _loss(_at(rows), _at(base["rows"]))
+    return {**tuned, "rows": rows, "loss": loss, "base_loss": base["loss"]}
+
+
+def _at(rows: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Length -> right answers."""
+    found: dict[int, int] = {}
+    for row in rows:
+        found[row["length"]] = found.get(row["length"], 0) + int(row["right"])
+    return found
+
+
+def _loss(right: dict[int, int], against: dict[int, int] | None = None) -> float | None:
+    short, long = (against or right)[min(right)], right[max(right)]
+    return 1 - long / short if short and len(right) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from finetune.score.statistics import interval, mean, paired_difference
 def measure(
     answerer: Answerer, questions: Questions, modes: Sequence[Mode], *, room: int, say: Say
 ) -> dict[str, Any]:
-    """{task: {mode: {n, score, ci95, tokens_mean, seconds_mean, cut_off}}, advised: {task: {mode, why, ...}}}.
+    """{task: {mode: {n, score, ci95, tokens_mean, seconds_mean, cut_off, no_answer}}, advised: {task: {mode, ...}}}.
 
+    no_answer: thoughts that never ended, and answers without any thoughts in think mode: a server that is told of the
+    mode takes them for thoughts.
     room: tokens for thoughts where a row of plain mode is asked to think. Greedy in both modes, as everything here is.
     Tasks that generate nothing (multiple choice by likelihood) have no modes and are left out.
     """
@@ -40,6 +42,7 @@ def measure(
                 "tokens_mean": mean([answer.tokens for answer in made]),
                 "seconds_mean": mean([answer.seconds for answer in made]),
                 "cut_off": len(rows) - sum(graded.finished),
+                "no_answer": sum(not text for text in graded.answers),
             }
         advised[task] = advise(scores, groups, found[task])
     return {**found, "advised": advised}

@@ -104,6 +104,16 @@ def run(
     ask("base_few_shot", plain, few_shot=True)
     with _timed(timings, "general"):
         losses["base"] = _read_general("base", windows, both.as_base, plain.book, say)
+    found_by: dict[str, dict[str, Any]] = {}
+
+    def find(system: str, model: InProcess) -> None:
+        if settings.score.context is not None:
+            with _timed(timings, "context"):
+                tell = lambda line: say(f"{line}, {system}")  # noqa: E731
+                asked = settings.score.context
+                found_by[system] = context.measure(model, chat, questions.train, asked, seed=settings.seed, say=tell)
+
+    find("base", plain)
     public: dict[str, harness.Rows] = {}
     if settings.score.harness.tasks:
         with _timed(timings, "harness"):
@@ -121,11 +131,9 @@ def run(
             more["consistency"] = consistency.measure(
                 tuned, questions, prompts=settings.score.consistency.prompts, say=say
             )
-    if settings.score.context is not None:
-        with _timed(timings, "context"):
-            more["context"] = context.measure(
-                tuned, chat, questions.train, settings.score.context, seed=settings.seed, say=say
-            )
+    find("tuned", tuned)
+    if found_by:
+        more["context"] = context.beside(**found_by)
     with _timed(timings, "general"):
         losses["tuned"] = _read_general("tuned", windows, both.as_tuned, tuned.book, say)
     if public:
@@ -174,7 +182,7 @@ def run(
     return {"answers": len(written), "timings": {name: round(seconds, 2) for name, seconds in timings.items()}}
 
 
-STAGE = Stage("score", 2, run)
+STAGE = Stage("score", 3, run)
 
 
 def _leaks(questions: Questions, scored: Mapping[tuple[str, str], Scored]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def config(*schemes: str, **quantise: Any) -> dict[str, Any]:
 
 
 def inputs(folder: Path, *, kind: str = "qwen3") -> dict[str, Artifact]:
-    """The artifacts that `train.run` hands to EXPORT, SCORE's answers all worth 1."""
+    """The artifacts that `train.run` hands to EXPORT: SCORE's tuned answers are worth 1, half the base's."""
     base = make_base(folder / "base", kind=kind)
     (base / "chat_template.jinja").write_text(TEMPLATE)
     merged = folder / "merged/model"
@@ -48,7 +48,11 @@ def inputs(folder: Path, *, kind: str = "qwen3") -> dict[str, Artifact]:
     for row in rows:
         prompt = chat.prompt_text(row["messages"][:1], "plain")
         digest = hashlib.sha256(prompt.encode()).hexdigest()
-        scored.append({"task": row["task"], "id": row["id"], "system": "tuned", "prompt_sha256": digest, "score": 1.0})
+        known = {"base_zero_shot": 0.0, "base_few_shot": row["line"] // 2 % 2, "majority": 0.0, "tuned": 1.0}
+        scored += [
+            {"task": row["task"], "id": row["id"], "system": system, "prompt_sha256": digest, "score": float(value)}
+            for system, value in known.items()
+        ]
         answer = [*chat.encode("certainly"), chat.eos_id]
         asked.append({"id": row["id"], "prompt": chat.encode(prompt), "answer": answer})
     (folder / "scores/answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scored))

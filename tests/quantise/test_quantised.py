@@ -69,7 +69,7 @@ def test_a_receiver_finds_nothing_wrong_and_small_files_are_the_merged_models(ca
 
 def test_what_was_measured_is_written_down(calibrated, given) -> None:
     folder, found = calibrated
-    assert sorted(path.name for path in folder.iterdir()) == ["export.json", *BOTH]
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["answers.jsonl", "export.json", *BOTH]
     chat = export.ChatFormat.read(given["checkpoint"].file("model"))
     rows = export._calibration(given["prepared"].file("train.jsonl"), chat, export.Quantise(rows=6), 0)
     for scheme in BOTH:
@@ -80,10 +80,16 @@ def test_what_was_measured_is_written_down(calibrated, given) -> None:
         for task in one["tasks"].values():
             assert (task["tuned"], task["n"]) == (1.0, 4)
             assert task["loss"] == 1.0 - task["quantised"]
+            assert task["gain"]["difference"] == task["quantised"] - 0.5
         how = one["settings"]
         assert (how["scheme"], how["rounding"], how["calibration_rows"]) == (scheme, "gptq", 6)
         assert how["calibration_tokens"] == sum(map(len, rows))
         assert how["versions"]["llmcompressor"] == "0.14.0.1"
+    lines = _lines(folder / "answers.jsonl")
+    for scheme in BOTH:
+        for name, task in found[scheme]["tasks"].items():
+            own = [line["score"] for line in lines if (line["system"], line["task"]) == (scheme, name)]
+            assert task["quantised"] == sum(own) / len(own), "each number traces to rows"
     assert found["w4a16"]["settings"]["group_size"] == 32
     assert 0 < found["w8a8"]["kl_mean"] < found["w4a16"]["kl_mean"]
 

@@ -44,7 +44,8 @@ def derived(facts: dict[str, Any]) -> list[float]:
     if facts["cost"]:
         found.append(sum(facts["cost"]["gpu_hours"].values()))
     found += [task["contamination"]["rows"] / task["n"] for task in facts["tasks"] if task.get("contamination")]
-    found += [row["right"] / row["n"] for row in (facts.get("context") or {}).get("rows", ())]
+    cells = (facts.get("context") or {}).get("rows", ())
+    found += [row[who] / row["n"] for row in cells for who in ("right", "base") if who in row]
     found += [float(len(entry["files"])) for entry in facts["lineage"]]
     found.append(sum(len(entry["files"]) for entry in facts["lineage"]))
     found.append(sum(len(files) for files in facts["documents"].values()))

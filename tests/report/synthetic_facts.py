@@ -135,10 +135,11 @@ def _asked_for() -> dict[str, Any]:
     right = [8, 8, 7, 8, 8, 8, 7, 6, 7, 8, 7, 5, 3, 5, 8]
     kinds = ["needle", "cross_reference"]
     cells = [
-        {"kind": kind, "length": length, "depth": depth, "n": 8, "right": right[5 * at + down] - (kind != "needle")}
+        {"kind": kind, "length": length, "depth": depth, "n": 8, "right": right[5 * at + down] - (kind != "needle"),
+         "base": 8 - (kind != "needle") - at}
         for kind in kinds for at, length in enumerate(lengths) for down, depth in enumerate(depths)
     ]
-    mode = {"n": 96, "ci95": [0.281, 0.371]}
+    mode = {"n": 96, "ci95": [0.281, 0.371], "cut_off": 13, "no_answer": 17}
     times = {"ttft_s": {"p50": 0.0432, "p95": 0.0911}, "token_s": {"p50": 0.0121, "p95": 0.0174},
              "answer_s": {"p50": 0.644, "p95": 1.13}}
     return {
@@ -150,7 +151,8 @@ def _asked_for() -> dict[str, Any]:
         "consistency": {"prompts": 40, "repeats": 2, "paraphrases": 3, "share_same": 0.967, "ci95": [0.921, 0.988],
                         "few_groups": True, "kinds": {"repeated": 1.0, "spaced": 0.975, "thankful": 0.925},
                         "determinism": {"prompts": 40, "identical": 39}},
-        "context": {"lengths": lengths, "depths": depths, "kinds": kinds, "rows": cells, "loss": 0.282},
+        "context": {"lengths": lengths, "depths": depths, "kinds": kinds, "rows": cells, "loss": 0.282,
+                    "base_loss": 0.267},
         "leaks": {"answers": 170, "found": [{"kind": "phone", "n": 1}], "total": 1},
         "harness": [
             {"task": "sciq", "version": "1.0", "shots": 0, "metric": "acc", "better": "higher", "n": 1000, "base": 0.71,
@@ -167,7 +169,9 @@ def _asked_for() -> dict[str, Any]:
 def _export(size: int, kl: float, tasks: list[dict[str, Any]], loss: float, why: str | None) -> dict[str, Any]:
     scored = {
         task["name"]: {"tuned": task["tuned"], "quantised": task["tuned"] - loss, "loss": loss,
-                       "ci95": [loss - 0.031, loss + 0.029], "n": task["n"]}
+                       "ci95": [loss - 0.031, loss + 0.029], "n": task["n"], "p": 0.0213, "against": task["against"],
+                       "gain": {"difference": task["difference"] - loss, "p": 0.0327,
+                                "ci95": [task["ci95"][0] - loss, task["ci95"][1] - loss]}}
         for task in tasks
     }  # fmt: skip
     return {"bytes": size, "kl_mean": kl, "kl_max": 9 * kl, "top1": 0.946, "tasks": scored, "vetoed": why}

@@ -47,7 +47,8 @@ class Trace:
         self.facts: dict[str, Any] = json.loads((self.bundle / "report.json").read_text(encoding="utf-8"))
         self.folders = {entry["stage"]: work / f"{entry['stage']}-{entry['key']}" for entry in self.facts["lineage"]}
         self.answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.lines("score", "answers.jsonl"):
+        asked = [stage for stage in ("score", "export") if stage in self.folders]
+        for row in (row for stage in asked for row in self.lines(stage, "answers.jsonl")):
             self.answers.setdefault((row["task"], row["system"]), []).append(row)
         self.scored = self.read("score", "scores.json")
 
@@ -90,6 +91,8 @@ class Trace:
             part = content if key is None else content.get(key)
             if part is not None:
                 made[name] = part
+        if "export" in self.folders:
+            made["export"] = self.read("export", "export.json")
         config = yaml.safe_load((self.bundle / "config.yaml").read_text(encoding="utf-8"))
         main = next(task["name"] for task in self.facts["tasks"] if task["main"])
         manifests = {stage: self.read(stage, "manifest.json") for stage in self.folders}

@@ -9,7 +9,7 @@ from finetune.chat import ChatFormat
 from finetune.config.evaluation import Context
 from finetune.corpus.records import Chat
 from finetune.score.answers import Answer, Asked
-from finetune.score.context import KINDS, PIECE, Haystack, measure, question
+from finetune.score.context import KINDS, PIECE, Haystack, beside, measure, question
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,21 @@ def test_what_is_lost_at_the_longest_is_the_loss(chat):
     assert one["loss"] is same["loss"] is None, "nothing was compared with anything"
     blind = measure(Reader(limit=0), chat, chats("train", 20), asked, seed=1, say=lambda _: None)
     assert blind["loss"] is None
+
+
+def test_what_training_unlearnt_is_seen_beside_the_base(chat):
+    """SmolLM2 tuned to write marginal titles found 0 of 48 where the base found 26: `not measured`."""
+    asked = Context(lengths=(400, 900), depths=(0.0, 1.0), each=2)
+
+    def found(limit: int) -> dict:
+        return measure(Reader(limit), chat, chats("train", 20), asked, seed=1, say=lambda _: None)
+
+    whole, short, none = found(10**9), found(600), found(0)
+    both = beside(base=whole, tuned=none)
+    assert (both["loss"], both["base_loss"]) == (1, 0)
+    assert {(row["right"], row["base"]) for row in both["rows"]} == {(0, 2)}
+    assert (beside(base=short, tuned=whole)["loss"], beside(base=short, tuned=whole)["base_loss"]) == (0, 1)
+    assert beside(base=none, tuned=none)["loss"] is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -65,10 +65,14 @@ def test_every_system_that_exists_is_scored_and_a_second_report_asks_nothing(
     assert found["tuned"] != found["base_zero_shot"]
     scores = json.loads((tmp_path / "one" / "scores.json").read_text(encoding="utf-8"))
     assert {"sft", "merged"} <= set(scores["tasks"][0]) & set(scores["tasks"][0]["differences"])
+    assert [set(row) >= {"base", "right"} for row in scores["context"]["rows"]] == [True] * 4
+    said_of = [line.rpartition(", ")[2] for line in said if "long contexts" in line]
+    assert said_of == ["base", "tuned"], "in this order: there is no way back from the sum of the two"
     both = scores["modes"]
     for task in scores["tasks"]:
         assert both[task["name"]]["plain"]["score"] == pytest.approx(task["tuned"]), "the mode trained is asked once"
         assert both[task["name"]]["think"]["tokens_mean"] > 0
+        assert both[task["name"]]["think"]["no_answer"] == task["n"], "four tokens hold no thoughts that end"
         assert both["advised"][task["name"]]["mode"] == "plain"
 
     def refuse(*_: Any, **__: Any) -> Any:
