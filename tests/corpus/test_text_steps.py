@@ -35,6 +35,16 @@ def book(pages: list[list[str]], head: str, foot: str) -> bytes:
     return out.getvalue()
 
 
+def test_several_rows_of_one_page_have_names_of_their_own(corpus: Corpus) -> None:
+    page = [f"Article {n}. Rule {n} says that pump {n * 7919} is to be looked at." for n in range(1, 5)]
+    corpus.write("law.pdf", book([page[:2], page[2:]], "", ""))
+    corpus.config["sources"]["law"] = {"path": "law.pdf", "cut": {"by": "clause"}}
+    corpus.config["text"] = [{"source": "law"}]
+    corpus.config["prepare"] = {"dedup": {"near": None}}
+    rows = [row["id"] for part in ("train", "valid") for row in corpus.prepare().table(f"text_{part}.parquet")]
+    assert sorted(rows) == [f"text0/law.pdf:{place}" for place in ("1", "1.2", "2", "2.2")]
+
+
 def test_a_pdf_loses_its_furniture_and_its_chinese_lines_are_joined(corpus: Corpus) -> None:
     start = "为了保护专利权人的合法权益，鼓励发明创造，推动发明创造的应用，"
     texts = [f"{start}提高创新能力，促进科学技术进步和经济发展，制定本法第{n}章。" for n in "一二三四"]
