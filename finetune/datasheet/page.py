@@ -92,7 +92,7 @@ def _strings(language: str) -> dict[str, Any]:
 
 def _sections(sheet: Mapping[str, Any], lanes: Mapping[str, Sequence[flow.Step]]) -> list[str]:
     """The sections that have something to say, in the order of the page."""
-    said = {"languages": bool(_languages(sheet)), "examples": bool(_examples(sheet))}
+    said = {"languages": bool(_languages(sheet)[1]), "examples": bool(_examples(sheet))}
     order = (
         "flow", "splits", "lengths", "sources", "duplicates", "personal", "decontamination", "languages", "examples",
         "questions", "ledger",
@@ -100,16 +100,14 @@ def _sections(sheet: Mapping[str, Any], lanes: Mapping[str, Sequence[flow.Step]]
     return [name for name in order if said.get(name, True)]
 
 
-def _languages(sheet: Mapping[str, Any]) -> dict[str, list[tuple[str, Mapping[str, int]]]]:
-    """Source -> its rows by language, where that was looked at, and by writing; (names in the strings, counts)."""
-    kinds = {"recognised": sheet.get("recognised", {}), "names": sheet["languages"]}
-    sources = dict.fromkeys(name for counted in kinds.values() for name in counted)
-    return {source: [(kind, found[source]) for kind, found in kinds.items() if found.get(source)] for source in sources}
+def _languages(sheet: Mapping[str, Any]) -> tuple[str, Mapping[str, Mapping[str, int]]]:
+    """(names in the strings, source -> rows) by language, or by writing where the recipe asks for no language."""
+    return ("recognised", sheet["recognised"]) if "recognised" in sheet else ("names", sheet["languages"])
 
 
 def _spoken(sheet: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
-    """Rows of all sources by language, by writing where no language was looked at; the most frequent first."""
-    kind, counted = ("recognised", sheet["recognised"]) if "recognised" in sheet else ("names", sheet["languages"])
+    """What the rows of all sources are in, the most frequent first."""
+    kind, counted = _languages(sheet)
     total: Counter[str] = Counter()
     for counts in counted.values():
         total.update(counts)

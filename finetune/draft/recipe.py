@@ -103,7 +103,7 @@ def write(name: str, folder: Folder, drafted: Sequence[Drafted]) -> str:
     made.filters["y"] = _scalar
     return made.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=name.replace("_", " ").capitalize(),
-        description=f"Drafted from {sum(len(one.source.files) for one in drafted)} files.",
+        description=f"Drafted from {sum(len(one.source.files) for one in drafted)} files; what it is for is not said.",
         language="zh" if folder.chinese else "en",
         stages=["sft", "dpo"] if any(one.preferences for one in drafted) else ["sft"],
         root=str(folder.root),

@@ -37,6 +37,8 @@ def test_the_page_is_accessible_on_phone_desk_and_paper_in_both_languages(visit:
         assert len(trunks) == len([step for steps in flow.streams(ledger().entries).values() for step in steps])
         assert all(0 < width <= 100 for width in trunks)
         assert looked.locator(".stream .trunk svg").first.bounding_box()["width"] > 100
+        bars = looked.locator(".bars .meter").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+        assert min(bars) > 100, "on a phone each bar was two pixels wide, whatever it stood for"
     looked.set_viewport_size({"width": A4_WIDTH, "height": 1000})
     looked.emulate_media(media="print")
     right = "all => Math.max(...all.map(one => one.getBoundingClientRect().right))"
@@ -151,8 +153,10 @@ def test_the_page_says_which_languages_the_rows_are_in() -> None:
     """Rows by language were counted nowhere: the page knew Latin and Han only."""
     made = page.render(shown())
     assert "English</dt>" in made
+    assert "asks for no language" not in made
     assert "too short or not certain 10 rows" in made
     assert "中文</dt>" in page.render(shown(), "zh")
     plain = shown()
     del plain["recognised"]
     assert "Latin letters 90 rows, Chinese characters 40 rows" in page.render(plain)
+    assert "asks for no language" in page.render(plain)
