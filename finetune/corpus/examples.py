@@ -221,7 +221,9 @@ def _fitting(name: str, task: Task, given: Iterable[Tokenised], plan: Plan, ledg
         ledger.count("parts", name)
         item, parts = whole[0].item, None
         if column is not None and not fits(whole):
-            parts = split_text(item.columns[column], lambda text: fits(part(item, text)))  # noqa: B023 (called at once)
+            text = item.columns[column]
+            parts = split_text(text, lambda some: fits(part(item, some)))  # noqa: B023 (called at once)
+            assert parts is None or _ink("".join(parts)) == _ink(text), f"{item.file}:{item.line}: a text lost words"
         if parts is None:
             yield whole
             continue
@@ -230,6 +232,10 @@ def _fitting(name: str, task: Task, given: Iterable[Tokenised], plan: Plan, ledg
         entry.more["cut"] += 1
         for number, text in enumerate(parts, start=1):
             yield part(item, text, number)
+
+
+def _ink(text: str) -> str:
+    return "".join(text.split())
 
 
 def find_labels(examples: Examples) -> keys.Keys:

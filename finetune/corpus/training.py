@@ -164,14 +164,13 @@ def mix_tasks(job: Job, sides: Sides) -> None:
             over = mine & ~found.lowest(mine, wanted)
             found.drop(job, "mix tasks", "train", over, "over the weight of its task")
             continue
-        before = again_tokens = found.supervised(mine)
         for at in range(count, wanted, count):
-            again = found.lowest(mine, min(count, wanted - at))
-            found.again.append(again)
-            again_tokens += found.supervised(again)
+            found.again.append(found.lowest(mine, min(count, wanted - at)))
+        before, stand = found.supervised(mine), count + sum(int(again.sum()) for again in found.again)
+        more = sum(found.supervised(again) for again in found.again)
         job.ledger.record(
-            "mix tasks", f"{name}/train", count, wanted, tokens=(before, again_tokens), made=wanted - count,
-            tokens_made=again_tokens - before,
+            "mix tasks", f"{name}/train", count, stand, tokens=(before, before + more), made=wanted - count,
+            tokens_made=more,
         )  # fmt: skip
 
 
