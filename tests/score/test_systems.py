@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from handmade import as_artifact, chats, make_random_adapter, sections
 from safetensors.torch import load_file, save_file
+from tiny import QLORA
+from transformers import AutoModelForCausalLM
 
 from finetune import merge
 from finetune.artifacts import Artifact
@@ -22,6 +24,7 @@ from finetune.config.training import Method
 from finetune.score import modes, stage
 from finetune.score.answers import Answer, Asked, Book
 from finetune.score.inprocess import InProcess
+from finetune.score.prompts import answer_text
 from finetune.score.systems import Adapted, Whole
 
 MACHINE = Machine(name="test", device="cpu", threads=1)
@@ -84,6 +87,31 @@ def test_every_system_that_exists_is_scored_and_a_second_report_asks_nothing(
         stage.run(config, out=tmp_path / "two", **given, say=said.append)
     for name in ("scores.json", "answers.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_merged_model_of_a_4_bit_base_answers_for_itself(base, prepared, adapter, checkpoint, tmp_path) -> None:
+    """A 4-bit base cannot hold the sum, so `merged` is another model than `tuned`, whose answers are its drafts."""
+    import torch
+
+    config = {**sections(consistency={"prompts": 0}, context=None), "method": QLORA}
+    said: list[str] = []
+    stage.run(
+        config, out=tmp_path, base=base, prepared=prepared, adapter=adapter, checkpoint=checkpoint, machine=MACHINE,
+        say=said.append,
+    )  # fmt: skip
+    found = read(tmp_path)
+    assert any(line.startswith("score: merged: ") and "answers are those of the model before" in line for line in said)
+    assert found["merged"] != found["tuned"]
+    (task, *_) = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["tasks"]
+    assert set(task["differences"]) >= {"merged", "base_zero_shot"}
+    chat = ChatFormat.read(checkpoint.file("model"))
+    whole = AutoModelForCausalLM.from_pretrained(checkpoint.file("model"), dtype=torch.float32)
+    rows = [row for row in chats("test", 12) if row.task == "thing"]
+    for row, answer in zip(rows, found["merged"]["thing"], strict=True):
+        ids = torch.tensor([chat.prompt_ids(row.prompt, row.mode, row.tools)])
+        made = whole.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=list(chat.stop_ids))
+        assert answer == answer_text(chat, made[0, ids.shape[1] :].tolist(), row.mode)
 
 
 @pytest.mark.slow
