@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
+from real_rows import row, task
 
 from finetune import artifacts
 from finetune.artifacts import MANIFEST, Artifact, Stage
 from finetune.config.evaluation import Gates
 from finetune.gates import vetoes
+from finetune.metrics import METRICS, details
+from finetune.metrics.labels import both_ways
 from finetune.report import facts as collecting
 from finetune.report import figures, markdown, page, samples, verdict
-from finetune.report.strings import LANGUAGES, translated
+from finetune.report.layout import _DETAILS, systems
+from finetune.report.strings import LANGUAGES, translated, words
 from finetune.spikes import WINDOW, spike_in
 from finetune.tracking.told import mark
 from tests.report.synthetic_facts import make_facts
@@ -45,6 +49,23 @@ def test_both_languages_say_the_same_things_about_the_same_values() -> None:
             assert placeholders(text) == placeholders(chinese[key]), key
         else:
             assert len(text) == len(chinese[key]), key
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_every_figure_of_a_metric_has_words_in_both_languages_and_a_spelling(metric: str) -> None:
+    """The Chinese page said "false positive rate" and "other unit", and shares as 0.333 beside others in per cent."""
+    gold = {
+        "entity_f1": "[]", "citation": '{"source": "s", "quote": "in this passage"}', "numeric": "5",
+    }.get(metric, '{"a": "b"}')
+    options: dict[str, Any] = {
+        "abstention": {"phrases": ["none"]}, "flag_accuracy": {"clean": [gold], "flagged": ["bad"]},
+    }.get(metric, {})  # fmt: skip
+    rows = [row(gold, {"s": "in this passage"}, ("A", "B"))]
+    found = {**details([gold], rows, task(metric, **options)), "cut_off": 0}
+    if metric == "multiple_choice":
+        found |= both_ways([[0.0, -1.0]], rows)
+    assert set(found) <= set(_DETAILS)
+    assert all(set(found) <= set(words(language)["gain"]["figures"]) for language in LANGUAGES)
 
 
 def test_what_stages_and_gates_wrote_in_english_is_said_in_the_language_of_the_report() -> None:
@@ -193,8 +214,31 @@ def test_no_id_of_a_row_leaves_unless_its_text_may(tmp_path: Path, privacy: str)
         assert "Questions · row 1" in markdown.render(made), "and a row is called by its place all the same"
 
 
-def collect(root: Path, privacy: str, *, names: Sequence[str] = ("b", "a"), **more: Any) -> dict[str, Any]:
+def test_a_quantised_model_stands_among_the_systems_of_its_task(tmp_path: Path) -> None:
+    """It stood in a section of its own, beside the tuned model alone: is what is served better than the base?"""
+    gain = {"difference": -0.1, "ci95": [-0.3, 0.1], "p": 0.2}
+    task = {"tuned": 0.5, "quantised": 0.4, "loss": 0.1, "ci95": [0.05, 0.15], "p": 0.01, "n": 2,
+            "against": "majority", "gain": gain}  # fmt: skip
+    export = {"w8a8": {"bytes": 7, "kl_mean": 0.01, "kl_max": 0.02, "top1": 0.9, "tasks": {"qa": task}}}
+    made = collect(tmp_path, "redacted", export=export)
+    (told,) = made["tasks"]
+    assert (told["tuned"], told["w8a8"]) == (0.5, 0.4)
+    assert told["differences"]["w8a8"] == {"difference": 0.1, "ci95": [0.05, 0.15], "p": 0.01}, "tuned minus quantised"
+    assert made["export"]["w8a8"]["vetoed"], "and it lost more than the limit allows"
+    assert systems(made)[-1] == "w8a8"
+    for text in (page.render(made), markdown.render(made)):
+        assert "Tuned, merged, 8 bit" in text
+        assert figures.interval(gain["ci95"]) in text
+    known = {key: task[key] for key in ("tuned", "quantised", "loss", "ci95")}
+    older = {"w8a8": {**export["w8a8"], "tasks": {"qa": known}}}
+    assert "Tuned, merged, 8 bit" in page.render(collect(tmp_path / "older", "redacted", export=older))
+
+
+def collect(
+    root: Path, privacy: str, *, names: Sequence[str] = ("b", "a"), export: Mapping[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
     one, two = names
+    root.mkdir(exist_ok=True)
     def artifact(stage: str, **files: str) -> Artifact:
         def fill(_: Any, *, out: Path) -> dict[str, Any]:
             for name, text in files.items():
@@ -260,4 +304,5 @@ def collect(root: Path, privacy: str, *, names: Sequence[str] = ("b", "a"), **mo
         recipe, base_digest="b" * 64, prepared=prepared, adapters=[adapter], scores=scores, proof=proof,
         stages=[prepared, adapter, scores, artifact("merge"), proof], command=collecting.command_line(recipe, ()),
         environment={"python": "3.11"}, documents={"qa": {"qa.jsonl": "d" * 64}},
+        exported=artifact("export", export__json=json.dumps(export)) if export else None,
     )
