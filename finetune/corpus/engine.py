@@ -87,7 +87,7 @@ def work_off(
     workers = min(engine.workers, len(todo))
     if engine.cluster is not None and todo:
         ended = _elsewhere(step, jobs, folders, home, engine.cluster, workers)
-    elif workers > 1:
+    elif engine.workers > 1 and todo:  # one unit, too: what it leaves of memory ends with its process
         ended = _in_processes(_begun(jobs, wrong), workers, step)
     else:
         ended = _here(_begun(jobs, wrong))
