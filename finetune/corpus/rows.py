@@ -34,23 +34,30 @@ Shards = dict[str, list[store.Shard]]
 _UNIT_BYTES = 16 << 20
 _SLOW = {"pdf": 30, "docx": 10, "html": 3}
 """How many times the bytes of a text a byte of such a file weighs."""
+_LOOKED_AT, _LOOK_BYTES = 20, 4 * _UNIT_BYTES
+"""For a look: files among which its rows are spread, if each has enough; weighed bytes of slow files that it reads."""
 _MOST_WRONG = 1000
 """Problems after which a unit of work reads no further."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pieces of one source that are read in one unit of work; `most` rows of each file, None: all."""
+    """Pieces of one source that are read in one unit of work; `most` rows of each file, `rows` in all. None: all."""
 
     source: str
     pieces: tuple[Piece, ...]
     most: int | None = None
+    rows: int | None = None
 
 
 def read_rows(job: Job, files: Mapping[str, list[SourceFile]]) -> Shards:
     """The rows of these files, source by source, through every step that looks at one row at a time."""
     sources = job.settings.sources
     batches = [batch for name, found in files.items() for batch in _batches(name, sources[name], found, job.limit)]
+    for batch in batches:
+        seen, there = len({piece.file for piece in batch.pieces}), len(files[batch.source])
+        if job.limit is not None and seen < there:
+            job.say(f"  sources.{batch.source}: rows of at most {seen} of {there} files are looked at")
     for step in _steps(job.plan):
         for name in files:
             job.ledger.entry(step, name)
@@ -78,17 +85,33 @@ def _steps(plan: Plan) -> list[str]:
 
 
 def _batches(name: str, source: Source, files: list[SourceFile], limit: int | None) -> Iterator[Batch]:
-    most = None if limit is None else -(-limit // len(files))
+    if limit is not None:
+        yield _look(name, source, files, limit)
+        return
     held: list[Piece] = []
     size = 0
     for piece in (piece for file in files for piece in pieces(file, source, name)):
         held.append(piece)
         size += _SLOW.get(piece.kind or "", 1) * _bytes(piece)
-        if most is None and size >= _UNIT_BYTES:
+        if size >= _UNIT_BYTES:
             yield Batch(name, tuple(held))
             held, size = [], 0
     if held:
-        yield Batch(name, tuple(held), most)
+        yield Batch(name, tuple(held))
+
+
+def _look(name: str, source: Source, files: list[SourceFile], limit: int) -> Batch:
+    """So many rows of files that are spread over the source: thousands of documents are not opened for them."""
+    step = -(-len(files) // _LOOKED_AT)
+    chosen: list[Piece] = []
+    count = size = 0
+    for file in (file for start in range(step) for file in files[start::step]):
+        found = pieces(file, source, name)
+        chosen, count = [*chosen, *found], count + 1
+        size += sum(_SLOW[piece.kind] * _bytes(piece) for piece in found if piece.kind in _SLOW)
+        if count == limit or size >= _LOOK_BYTES:
+            break
+    return Batch(name, tuple(chosen), -(-limit // min(count, _LOOKED_AT)), limit)
 
 
 def _bytes(piece: Piece) -> int:
@@ -197,11 +220,12 @@ class _Wrong:
 
 def _read(batch: Batch, source: Source, plan: Plan, wrong: _Wrong, ledger: Ledger) -> Iterator[tables.Row]:
     """The rows that have every column which the recipe uses."""
-    needed = plan.needed(batch.source)
+    needed, left = plan.needed(batch.source), batch.rows
     for _, of_file in groupby(batch.pieces, key=lambda piece: piece.file):
         without: dict[str, list[BadInput]] = {}
         whole = False
-        for row in islice(_rows_of(of_file, source, batch.source, wrong), batch.most):
+        for row in islice(_rows_of(of_file, source, batch.source, wrong), _least(batch.most, left)):
+            left = None if left is None else left - 1
             missing = [column for column in needed if column not in row]
             if not missing:
                 whole = True
@@ -215,8 +239,12 @@ def _read(batch: Batch, source: Source, plan: Plan, wrong: _Wrong, ledger: Ledge
         for found in without.values():
             for lacks in found if whole else found[:1]:  # what a whole file lacks is told once
                 wrong.add("read", lacks)
-        if wrong.enough:
+        if wrong.enough or left == 0:
             return
+
+
+def _least(*most: int | None) -> int | None:
+    return min((one for one in most if one is not None), default=None)
 
 
 def _lacks(row: tables.Row, column: str, source: str) -> BadInput:

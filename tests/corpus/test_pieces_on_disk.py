@@ -8,7 +8,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from finetune.corpus import engine, prepare, rows
 from finetune.corpus.engine import Engine
 from finetune.corpus.finding import changed
-from finetune.corpus.read import find_documents
+from finetune.corpus.read import SourceFile, find_documents
 from finetune.errors import RecipeError
 from finetune.provenance import version_of
 
@@ -253,6 +253,36 @@ def test_no_row_and_no_token_is_lost_whatever_the_rows_are(
     kept = sum(len(made.lines(f"{side}.jsonl")) for side in ("train", "valid", "test"))
     listed = [row for row in made.lines("rejects.jsonl") if row["source"] == "orders.jsonl"]
     assert kept + len(listed) == len(known) + len(more)
+
+
+def test_a_look_at_a_folder_of_many_documents_opens_few_of_them(
+    several: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    plain = SourceFile.open
+
+    def noted(file: SourceFile) -> BinaryIO:
+        opened.append(file.name)
+        return plain(file)
+
+    monkeypatch.setattr(SourceFile, "open", noted)
+    for number in range(90):
+        several.write(f"docs/{number:02d}.md", "".join(f"# Part {number} {n}\n\nrow {n}\n\n" for n in range(8)))
+    several.config["sources"]["docs"] = {"path": "docs/*.md", "cut": {"by": "heading"}}
+    several.config["text"] = [{"source": "docs"}]
+    recipe = prepare.Config.model_validate(several.config)
+    out = tmp_path / "look"
+    out.mkdir()
+    prepare.run(
+        recipe.model_dump(mode="json"), out=out, base=several.base,
+        documents=find_documents(recipe.sources, several.root), limit=50, say=lambda _: None,
+    )  # fmt: skip
+    read = {entry["source"]: entry["rows_out"] for entry in json.loads((out / "ledger.json").read_text())
+            if entry["step"] == "read"}  # fmt: skip
+    seen = sorted({name for name in opened if name.startswith("docs/")})
+    assert read["docs"] == 50
+    assert len(seen) == 17  # three rows of each
+    assert (seen[0], seen[-1]) == ("docs/00.md", "docs/80.md")
 
 
 def test_a_look_at_the_first_rows_publishes_nothing_and_tells_what_they_are_too_few_for(
