@@ -21,7 +21,7 @@ from finetune.config.data import placeholders
 from finetune.corpus.build import fill
 from finetune.corpus.finding import find_documents
 from finetune.draft import recipe as drafting
-from finetune.draft.folder import look
+from finetune.draft.folder import _encoding, look
 from finetune.errors import RecipeError
 from scripts.domain_data.documents import write_pdf
 from tests.draft.made import mixed
@@ -146,6 +146,40 @@ def test_chinese_documents_make_a_chinese_recipe(tmp_path: Path) -> None:
     assert recipe.tasks["md"].prompt == "{clause}\n标题："
 
 
+@pytest.mark.parametrize("written", ["\t", ";", "|"])
+def test_a_table_with_other_signs_than_commas_is_left_out_with_what_to_do(tmp_path: Path, written: str) -> None:
+    """Excel writes semicolons where a comma is a decimal sign: each line became running text of one column."""
+    folder = jsonl(tmp_path / "docs", [{"question": f"What is {i}?", "answer": f"{i}"} for i in range(90)])
+    rows = "".join(f"{i}{written}pump {i} leaks{written}leak\n" for i in range(90))
+    (folder / "orders.csv").write_text(f"id{written}text{written}kind\n{rows}")
+    found = look(folder)
+    assert [one.name for one in found.sources] == ["rows"]
+    (problem,) = found.problems
+    assert (problem.path, problem.fix[:19]) == ("orders.csv", "save it with commas")
+
+
+def test_a_table_called_after_a_person_makes_no_source_of_that_name(tmp_path: Path) -> None:
+    folder = jsonl(tmp_path / "docs", [{"question": f"What is {i}?", "answer": f"{i}"} for i in range(90)])
+    for name in ("ann.lee@clinic.example.csv", "078-05-1120.csv"):
+        (folder / name).write_text(f"{name[:3]},text\n" + "".join(f"{i},pump {i}\n" for i in range(30)))
+    assert [one.name for one in look(folder).sources] == ["csv", "csv_2", "rows"]
+
+
+def test_a_table_that_chinese_excel_wrote_is_read_and_western_ones_are_not_taken_for_chinese(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    rows = "".join(f"{i},{LAWS[i % 3]}第{i}条,{'付款生效转让'[2 * (i % 3):][:2]}\n" for i in range(90))
+    (folder / "合同.csv").write_bytes(f"编号,正文,类别\n{rows}".encode("gb18030"))
+    recipe = drafted(folder)
+    (source,) = [one for one in recipe.sources.values() if one.path == "合同.csv"]
+    assert source.encoding == "gb18030"
+    for text in ("Die Prüfung der Größe über Maß wäre nötig. ", "L'été, où déjà la façade paraît fêlée, çà et là. "):
+        (tmp_path / "latin.txt").write_bytes((text * 40).encode("latin-1"))
+        assert _encoding(tmp_path / "latin.txt") == "utf-8"
+    (folder / "more.csv").write_text("编号,正文,类别\n1,甲方,付款\n", encoding="utf-8")
+    assert [problem.path for problem in look(folder).problems] == ["合同.csv"]
+
+
 def test_documents_whose_parts_share_a_place_are_named_by_more(tmp_path: Path) -> None:
     """Several clauses begin on one page of a PDF: file and page alone would name two rows alike."""
     said = "The borrower pays this instalment on the first day of the month."
@@ -208,7 +242,10 @@ def test_from_an_empty_recipe_folder_to_a_verified_bundle_without_a_line_of_pyth
     tmp_path: Path, tiny_qwen3: Path
 ) -> None:
     """`finetune init`, `train.py`, `finetune verify`, each typed as in docs/recipes.md; no network."""
-    mixed(tmp_path / "docs")
+    person = "john.smith@example.com"
+    letter = mixed(tmp_path / "docs") / "letters" / f"{person}.txt"
+    letter.parent.mkdir()
+    letter.write_text("Dear Sir,\n\nthe pump of line four leaks again at its seal.\n")
     command = [sys.executable, "-m", "finetune.cli"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
 
@@ -226,7 +263,12 @@ def test_from_an_empty_recipe_folder_to_a_verified_bundle_without_a_line_of_pyth
         "unshare", "--map-root-user", "--net", sys.executable, str(ROOT / "finetune" / "train.py"), "recipe=ours",
         "--config-dir", "mine", "model=tiny_qwen3", "machine=cpu", "machine.threads=1", "sft.max_steps=2",
         "score.general_tokens=512", "score.parity_prompts=2", *few, *accepted,
+        f"sources.txt.path=letters/{letter.name}",
     )  # fmt: skip
     bundle = tmp_path / "work" / "ours" / "bundle"
     assert json.loads((bundle / "datasheet.json").read_text())["rows"]["train"] > 100
     typed(*command, "verify", str(bundle), "--deep")
+    given_on = [*bundle.rglob("*"), *bundle.parent.glob("wandb/**/*"), *bundle.parent.glob("datasheet.*")]
+    assert any(path.suffix == ".wandb" for path in given_on)
+    holding = [path for path in given_on if path.is_file() and person.encode() in path.read_bytes()]
+    assert holding == [], "a person stood in the name of a file"
