@@ -154,8 +154,12 @@ def spikes(facts: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 _DETAILS: Mapping[str, Callable[[Any], str]] = {
-    "cut_off": figures.count, "valid": figures.percent, "fields": figures.percent, "macro_f1": figures.score,
-    "micro_f1": figures.score, "field_f1": figures.score, "field_micro_f1": figures.score,
+    "cut_off": figures.count,
+    **dict.fromkeys(("macro_f1", "micro_f1", "field_f1", "field_micro_f1", "f1", "answered"), figures.score),
+    **dict.fromkeys(
+        ("valid", "fields", "other", "unreadable", "found", "elsewhere", "invented", "same_sources", "acc", "acc_norm",
+         "false_positive_rate", "precision", "recall", "refused", "equal", "other_unit"), figures.percent,
+    ),
 }  # fmt: skip
 
 
@@ -168,7 +172,7 @@ def detail_rows(task: Mapping[str, Any], t: Mapping[str, Any]) -> list[tuple[str
             inner = value.items() if name in ("fields", "field_f1") else [("", value)]
             for part, number in inner:
                 if isinstance(number, int | float):
-                    label = t["gain"].get(name, name.replace("_", " ")) + (f": {part}" if part else "")
+                    label = t["gain"]["figures"].get(name, name.replace("_", " ")) + (f": {part}" if part else "")
                     spell = _DETAILS.get(name, figures.small)
                     ends = (told.get("ci95") or {}).get(name)
                     between = f" [{spell(ends[0])},\u00a0{spell(ends[1])}]" if ends and not part else ""

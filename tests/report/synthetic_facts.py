@@ -4,6 +4,7 @@ import hashlib
 import random
 from typing import Any
 
+from finetune.metrics.labels import OTHER
 from finetune.report import samples as rows_of_report
 from finetune.report import verdict
 
@@ -118,7 +119,7 @@ def _task(name: str, title: str, metric: str, *, main: bool, n: int, scores: tup
         "odd_number": 17.5, "ci95": {"macro_f1": [0.487, 0.691]},
         "labels": {"must": {"n": 51, "precision": 0.654, "recall": 0.783, "f1": 0.713},
                    "may": {"n": 23, "precision": 0.421, "recall": 0.304, "f1": 0.353}},
-        "confusion": [{"gold": "may", "answered": "must", "n": 14}, {"gold": "may", "answered": "other", "n": 2}],
+        "confusion": [{"gold": "may", "answered": "must", "n": 14}, {"gold": "may", "answered": OTHER, "n": 2}],
     }
     overlap = [{"id": "articles:9", "source": "articles:310", "share": 0.412,
                 "span": "shall be entitled to practise in any court in the territory"}]
