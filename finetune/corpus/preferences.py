@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from finetune.config.data import ReadyPreferences
 from finetune.corpus import conversations, keys, places, store
 from finetune.corpus.build import Item, fill, unmet
@@ -53,7 +51,7 @@ def make_preferences(job: Job, shards: Shards, sides: Sides, evaluation: Evaluat
 def pair(unit: Unit, folder: Path, *, plan: Plan, tested: Path, evaluation: Evaluation) -> None:
     """One unit of work."""
     name, use = unit.use, plan.settings.preferences[unit.use]
-    label, groups = f"preferences/{name}", keys.Keys(np.load(tested, "r"))
+    label, groups = f"preferences/{name}", keys.Keys(store.mapped(tested))
     index = evaluation.index() if evaluation.on else None
 
     def judge(item: Item) -> Reject | None:

@@ -130,7 +130,7 @@ def _decontaminate(
 
 def look_for_leaks(part: Part, folder: Path, *, labels: Path, others: list[Evaluation]) -> None:
     """One unit of work: which examples of this side share nothing with an evaluation row."""
-    indices, known = [other.index() for other in others], keys.Keys(np.load(labels / f"labels-{part.task}.npy", "r"))
+    indices, known = [other.index() for other in others], keys.Keys(store.mapped(labels / f"labels-{part.task}.npy"))
     with np.load(part.folder / "examples.npz") as arrays:
         mine, supervised = arrays["side"] == SIDES.index(part.side), arrays["supervised"]
     clean = np.ones(len(mine), bool)
