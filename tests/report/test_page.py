@@ -43,7 +43,7 @@ def test_page_draws_every_plot_and_is_accessible(visit: Visit, width: int, schem
     page = visit(rendered(language), width, scheme)
     assert page.evaluate("document.documentElement.lang") == {"en": "en", "zh": "zh-CN"}[language]
     drawn = plots(page)
-    assert len(drawn) == 9
+    assert len(drawn) == 11
     for plot in drawn:
         assert plot["shown"] == 1, plot["caption"]
         assert plot["marks"] >= 2, plot["caption"]
