@@ -75,7 +75,9 @@ class _Search:
     def __init__(
         self, rows: Array, order: Array, threshold: float, read_texts: ReadTexts, scratch: Path | None
     ) -> None:
-        self.signatures, self.lengths, self.order = rows["signature"], rows["length"], order
+        # As one value each: numpy takes those out of their places in half the time.
+        self.whole = np.asarray(rows["signature"]).view(f"V{2 * PERMUTATIONS}")[:, 0]
+        self.lengths, self.order = rows["length"], order
         self.threshold, self.read_texts = threshold, read_texts
         spread = (PERMUTATIONS * threshold * (1 - threshold)) ** 0.5
         self.least = int(PERMUTATIONS * threshold - _SIGMAS * spread)
@@ -172,7 +174,7 @@ class _Search:
                 made = np.memmap(file, np.uint64, "w+", shape=shape)
         words = -(-height // 4)
         for begin in range(0, len(self.order), _TOGETHER):
-            part = self.signatures[self.order[begin : begin + _TOGETHER]]
+            part = self._signatures(self.order[begin : begin + _TOGETHER])
             columns = np.zeros((len(part), len(made), 4 * words), np.uint16)
             columns[:, :, :height] = part[:, : len(made) * height].reshape(len(part), len(made), height)
             values = np.arange(1, len(made) + 1, dtype=np.uint64)
@@ -211,6 +213,9 @@ class _Search:
             pairs = distinct(np.concatenate(fresh)).values
         return pairs, np.sort(np.concatenate(crowded)), np.flatnonzero(often >= self.shared)
 
+    def _signatures(self, rows: Array) -> Array:
+        return self.whole[rows].view(np.uint16).reshape(-1, PERMUTATIONS)
+
     def _numbers(self, values: Array) -> Array:
         return (values & self.number_bits).astype(np.int64)
 
@@ -231,7 +236,7 @@ class _Search:
         alike = np.empty(len(some), bool)
         for begin in range(0, len(some), _TOGETHER):
             part = slice(begin, begin + _TOGETHER)
-            a, b = (self.signatures[self.order[numbers[part]]] for numbers in (some, others))
+            a, b = (self._signatures(self.order[numbers[part]]) for numbers in (some, others))
             alike[part] = np.count_nonzero(a == b, axis=1) >= self.least
         return alike
 
