@@ -56,6 +56,7 @@ def test_an_endpoint_is_scored_alone_and_goes_on_after_a_fault(chat, work, tmp_p
         printed = capsys.readouterr().out
         assert f"kept:   {rows} answers of this model in {work / 'answers'}" in printed
         assert all(f" {task['n']} " in printed and task["metric"] in printed for task in first["tasks"])
+        assert "4 of them are from earlier calls" in printed, "nobody knows whether the same weights are served"
         assert cli.main(words) == 0
         assert len(server.asked) == rows - 4, "a second report costs nothing"
     assert read(tmp_path) == first
