@@ -82,8 +82,8 @@ def run(chosen: argparse.Namespace, recipe: Recipe, config: Mapping[str, Any], p
     kept = len(answerer.book)
     say(f"kept:   {kept} answers of this model in {answerer.book.file} ({kept - before} new)")
     if before and weights is None:
-        say(f"        {before} of them are from earlier calls and known by this address alone: if others are served "
-            "there now, delete that file and score again")  # fmt: skip
+        say(f"        {before} of them are from earlier calls and known by this address alone: "
+            "if other weights are served there now, delete that file and score again")  # fmt: skip
     say(f"scores: {out / 'scores.json'}")
     return 0
 
