@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from finetune.artifacts import Artifact, checked, write_whole
+from finetune.config.prepare import Redact
 from finetune.corpus.books import gaps
 from finetune.corpus.redact import hide_files
 from finetune.datasheet import differences, flow
@@ -35,6 +36,7 @@ def write(folder: Path, prepared: Artifact, recipe: Any, documents: Documents) -
     sheet |= {
         "about": {name: getattr(recipe, name) for name in ABOUT},
         "documents": hide_files(documents, recipe.prepare.redact, recipe.seed),
+        "kept": [kind for kind in Redact.model_fields if getattr(recipe.prepare.redact, kind) == "keep"],
         "digest": prepared.digest,
         "privacy": recipe.privacy.samples,
     }

@@ -101,4 +101,5 @@ def collected(**changes: Any) -> dict[str, Any]:
 def shown(**changes: Any) -> dict[str, Any]:
     """What the page is made of."""
     about = {"name": "letters", "title": "Letters", "description": "Names one.", "licence": "internal", "limits": ""}
-    return {**collected(), "about": about, "documents": DOCUMENTS, "digest": "d" * 64, "privacy": "redacted", **changes}
+    return {**collected(), "about": about, "documents": DOCUMENTS, "kept": ["name"], "digest": "d" * 64,
+            "privacy": "redacted", **changes}  # fmt: skip

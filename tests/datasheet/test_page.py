@@ -160,3 +160,14 @@ def test_the_page_says_which_languages_the_rows_are_in() -> None:
     del plain["recognised"]
     assert "Latin letters 90 rows, Chinese characters 40 rows" in page.render(plain)
     assert "asks for no language" in page.render(plain)
+
+
+def test_the_page_says_what_was_not_looked_for() -> None:
+    """`None was found` of a recipe that keeps e-mail addresses, and `no row was the same` of one that compares none."""
+    quiet = [entry for entry in shown()["ledger"] if not entry["step"].endswith("duplicates")]
+    found = {"personal": {}, "drops": [], "duplicates": {}, "near_duplicates": []}
+    told = page.render(shown(kept=["email", "name"], ledger=quiet, **found))
+    assert "Not looked for, and left as it is, if there is any: e-mail address, name of a person" in told
+    assert "Nothing was compared (prepare.dedup is off)." in told
+    assert "No row was the same as another one." not in told
+    assert "Not looked for" not in page.render(shown(kept=[]))
