@@ -128,4 +128,4 @@ def _code(package: Path) -> str:
     return digest.hexdigest()
 
 
-STAGE = Stage("prepare", 3, run)
+STAGE = Stage("prepare", 4, run)
