@@ -1,6 +1,7 @@
 """Bytes of the stages that one process runs: SCORE, PAIRS, BASES, MERGE, PROOF, EXPORT. One model in memory at most."""
 
 from finetune.config import Recipe
+from finetune.config.evaluation import CONTEXT_ANSWER
 from finetune.config.model import Architecture
 from finetune.memory.counts import DTYPE_BYTES, linear_shapes, lora_parameters, parameters, weight_bytes
 from finetune.memory.device import TOKENIZER
@@ -96,6 +97,10 @@ def _score(recipe: Recipe, length: int) -> int:
     tokens = min(recipe.score.batch_tokens, tested * length)
     rows = min(_rows(tokens, length), tested)
     asked = _generation(recipe, tokens, rows, length, opening=recipe.score.shots * length)
+    if recipe.score.context is not None:
+        longest = max(recipe.score.context.lengths)
+        together = max(1, recipe.score.batch_tokens // longest)
+        asked = max(asked, _generation(recipe, together * longest, together, longest, answer=CONTEXT_ANSWER))
     widened = _FP32 if size < _FP32 else 0
     read = min(_GENERAL_TOKENS, recipe.score.general_tokens) * size + _GENERAL_ROWS * (_FP32 + widened)
     held = _held(recipe, "score")

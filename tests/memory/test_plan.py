@@ -309,6 +309,16 @@ def test_what_one_process_runs_counts_prompts_by_the_longest_row_and_must_fit() 
     assert "proof" in short.render()
 
 
+def test_long_contexts_count_in_score() -> None:
+    """Prompts of 16,384 tokens are read whole, however short the recipe's own rows are."""
+    words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]")
+    rows = {"sft": Counted(400, None, 128)}
+    without = planned(*words, counted=rows).children["score"]
+    small = planned(*words, "score.context={lengths: [256, 512]}", counted=rows).children["score"]
+    large = planned(*words, "score.context={lengths: [256, 16384]}", counted=rows).children["score"]
+    assert without <= small < large - 10 * GIB
+
+
 def test_4_bit_adds_bases_and_proof_still_holds_the_merged_model_whole():
     """BASES reads with the 4-bit model; what MERGE wrote is not in 4 bit, whatever was trained on."""
     words = ("model=qwen3_32b", "machine=a100x8", "stages=[sft]", "method=qlora")
