@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -18,6 +19,8 @@ from finetune.config.section import Section
 Ratios = Mapping[str, tuple[float, float]]
 """Name -> (numerator, denominator) of one row; the figure of a set of rows is the quotient of the sums."""
 Kind = Literal["generated", "likelihood"]
+_ROUNDING = 1e-9
+"""A mean of shares may lie so far above 1."""
 
 
 class Row(Protocol):
@@ -34,6 +37,14 @@ class Row(Protocol):
     @property
     def choices(self) -> Sequence[str]:
         """The options of a multiple choice."""
+
+    @property
+    def source(self) -> str:
+        """File that the row came from."""
+
+    @property
+    def line(self) -> int:
+        """Line of it."""
 
 
 class Task(Protocol):
@@ -98,16 +109,35 @@ def metric(
 
 
 def score(answer: str, row: Row, task: Task) -> float:
-    """How right an answer to this row is by the task's metric, from 0 to 1."""
-    return METRICS[task.metric].score(answer, row, task.metric_options)
+    """How right an answer to this row is by the task's metric, from 0 to 1.
+
+    Raises ValueError where the metric gives anything else: NaN is no JSON, and no mean, interval or gate is known.
+    """
+    found = METRICS[task.metric].score(answer, row, task.metric_options)
+    if not isinstance(found, Real) or not -_ROUNDING <= found <= 1 + _ROUNDING:
+        raise _not_a_number(found, row, task, "a score is a number from 0 to 1")
+    return float(found)
+
+
+def _not_a_number(found: Any, row: Row, task: Task, rule: str) -> ValueError:
+    # What is no number may be the answer itself.
+    told = str(found) if found is None or isinstance(found, Real) else f"a {type(found).__name__}"
+    return ValueError(f"metric {task.metric} gave {told} for the row {row.source}:{row.line}: {rule}")
 
 
 def ratios(answers: Sequence[str], rows: Sequence[Row], task: Task) -> dict[str, list[tuple[float, float]]]:
-    """Figure -> (numerator, denominator) of each row: what a bootstrap over groups needs. {} for most metrics."""
+    """Figure -> (numerator, denominator) of each row: what a bootstrap over groups needs. {} for most metrics.
+
+    Raises ValueError where one of them is no finite number.
+    """
     count = METRICS[task.metric].ratios
     if count is None:
         return {}
     found = [count(answer, row, task.metric_options) for answer, row in zip(answers, rows, strict=True)]
+    for row, one in zip(rows, found, strict=True):
+        for part in (part for parts in one.values() for part in parts):
+            if not isinstance(part, Real) or not math.isfinite(part):
+                raise _not_a_number(part, row, task, "what it adds to a ratio is a finite number")
     names = dict.fromkeys(name for one in found for name in one)
     return {name: [one.get(name, (0.0, 0.0)) for one in found] for name in names}
 

@@ -1,6 +1,7 @@
 """Metrics against what their docstrings promise: what is forgiven, what is not, and what a recipe may ask for."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -235,3 +236,32 @@ def test_a_new_metric_is_one_decorated_function() -> None:
         assert "did you mean same_length?" in problems("tasks.place.metric=same_lenght")[0]
     finally:
         del METRICS["same_length"]
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (float("nan"), "nan"), (None, "None"), (2.0, "2.0"), (-0.1, "-0.1"), (float("inf"), "inf"), ("left", "a str"),
+])  # fmt: skip
+def test_a_metric_that_gives_no_number_from_0_to_1_is_named_with_its_row(given: Any, said: str) -> None:
+    @metric("broken", ratios=lambda *_: {"rate": (given, 1.0)})
+    def broken(answer: str, row: Any, options: Any) -> Any:
+        return given
+
+    try:
+        with pytest.raises(ValueError, match=re.escape(f"metric broken gave {said} for the row rows.jsonl:7: a score")):
+            grade("broken", "left", "left")
+        if given not in (2.0, -0.1):
+            with pytest.raises(ValueError, match=f"metric broken gave {said} .* a finite number"):
+                details(["left"], [row("left")], task("broken"))
+    finally:
+        del METRICS["broken"]
+
+
+def test_a_mean_that_rounding_lifts_above_1_is_a_score() -> None:
+    @metric("rounded")
+    def rounded(answer: str, row: Any, options: Any) -> float:
+        return 1.0000000000000002
+
+    try:
+        assert grade("rounded", "left", "left") == pytest.approx(1.0)
+    finally:
+        del METRICS["rounded"]
