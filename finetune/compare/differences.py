@@ -75,7 +75,7 @@ def _findings(metrics: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> lis
         found = "scores higher than" if low > 0 else "scores lower than" if high < 0 else "is not told apart from"
         said.append(
             f"{other} {found} {name}: {figures.signed(pair['difference'])} {figures.interval(pair['ci95'])} on "
-            f"{figures.count(pair['shared'])} shared rows{' in few groups' if pair['few_groups'] else ''}."
+            f"{figures.count(pair['shared'])} shared rows{' in few groups' if pair['few_groups'] else ''}{asked(pair)}."
         )
     return said
 
@@ -137,12 +137,14 @@ def _pair(task: str, runs: Sequence[Run], number: int) -> dict[str, Any]:
     mine, theirs = first.answers.get(task, {}), other.answers.get(task, {})
     shared = [row for row in mine if row in theirs]
     alike = [row for row in shared if mine[row].gold_mark == theirs[row].gold_mark]
+    prompts = [(mine[row].prompt_mark, theirs[row].prompt_mark) for row in alike]
     found: dict[str, Any] = {
         "run": number,
         "shared": len(alike),
         "only_first": len(mine) - len(shared),
         "only_other": len(theirs) - len(shared),
         "different_gold": len(shared) - len(alike),
+        "different_prompt": None if any(None in pair for pair in prompts) else sum(one != two for one, two in prompts),
         **dict.fromkeys(("difference", "ci95", "p", "smallest_effect", "groups", "few_groups")),
         "refused": _refusal(task, first, other, len(alike), len(shared) - len(alike)),
     }
@@ -157,6 +159,13 @@ def _pair(task: str, runs: Sequence[Run], number: int) -> dict[str, Any]:
             "few_groups": difference.few_groups,
         }
     return found
+
+
+def asked(pair: Mapping[str, Any]) -> str:
+    """How many of a pair's shared rows were asked with another prompt (template, text), to be put after them."""
+    if pair["different_prompt"] is None:
+        return ", their prompts not known of both runs"
+    return f", {figures.count(pair['different_prompt'])} asked with another prompt" if pair["different_prompt"] else ""
 
 
 def _refusal(task: str, first: Run, other: Run, alike: int, different_gold: int) -> str | None:

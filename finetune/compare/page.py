@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from finetune.compare import pictures
+from finetune.compare.differences import asked
 from finetune.compare.terminal import spell
 from finetune.report import figures
 
@@ -25,7 +26,7 @@ def render(facts: Mapping[str, Any]) -> str:
     )  # fmt: skip
     made.filters.update({name: getattr(figures, name) for name in ("score", "signed", "interval", "count", "seconds")})
     made.filters["gate_value"] = lambda value, name: figures.gate(name, value)
-    made.filters.update(svg=Markup, spell=spell)
+    made.filters.update(svg=Markup, spell=spell, asked=asked)
     heads = [run["label"] for run in facts["runs"]]
     style = (_REPORT / "style.css").read_text(encoding="utf-8")
     return made.get_template("compare.html.jinja").render(

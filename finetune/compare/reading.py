@@ -40,6 +40,8 @@ class Answer:
     text_mark: str
     gold_mark: str
     """Fingerprints (finetune.tracking.told): the texts themselves may be redacted."""
+    prompt_mark: str | None
+    """sha256 of what was asked; W&B has none."""
 
 
 @dataclass
@@ -248,4 +250,5 @@ def _curve(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 def _answer(row: Mapping[str, Any]) -> Answer:
     marks = [row.get(f"{name}_sha256") or fingerprint(row[name]) for name in ("answer", "gold")]
-    return Answer(row["id"], row["group"], row["answer"], float(row["score"]), row["gold"], *marks)
+    score, asked = float(row["score"]), row.get("prompt_sha256")
+    return Answer(row["id"], row["group"], row["answer"], score, row["gold"], marks[0], marks[1], asked)

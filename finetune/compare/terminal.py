@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.compare.differences import asked
 from finetune.report import figures
 from finetune.show import visible
 
@@ -106,7 +107,7 @@ def _pair(pair: Mapping[str, Any]) -> Text:
         return Text(f"not paired: {pair['refused']}", "yellow")
     low, high = pair["ci95"]
     style = "green" if low > 0 else "red" if high < 0 else ""
-    rows = f"{figures.count(pair['shared'])} shared rows" + (", few groups" if pair["few_groups"] else "")
+    rows = f"{figures.count(pair['shared'])} shared rows" + (", few groups" if pair["few_groups"] else "") + asked(pair)
     return Text.assemble(
         (f"{figures.signed(pair['difference'])} {figures.interval(pair['ci95'])}", style), "\n", (rows, "dim")
     )

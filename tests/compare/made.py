@@ -28,9 +28,9 @@ def lines(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def run(
     work: Path, *, lr: float = 0.001, wrong: int = 20, privacy: str = "redacted", key: str = "1", gold: str = "hose",
-    bundle: bool = True, price: float | None = None,
+    bundle: bool = True, price: float | None = None, reworded: int = 0,
 ) -> Path:  # fmt: skip
-    """A run whose first `wrong` of 80 answers are wrong."""
+    """A run whose first `wrong` of 80 answers are wrong, and whose first `reworded` prompts are its own."""
     config = {
         "name": "made", "sft": {"trl": {"learning_rate": lr}, "max_steps": 4}, "privacy": {"samples": privacy},
         "model": {"name": "tiny"}, "machine": {"processes": 2, "usd_per_gpu_hour": price},
@@ -48,7 +48,7 @@ def run(
     inputs = {**trained, "adapter": adapter.digest}
     answers = [
         {"task": "parts", "id": name, "group": group, "system": system, "answer": text, "score": float(text == gold),
-         "gold": gold, "finished": True}
+         "gold": gold, "finished": True, "prompt_sha256": f"{number}{'!' if number < reworded else ''}"}
         for system in ("base_zero_shot", "tuned")
         for number, (name, group) in enumerate(ROWS)
         for text in [f"call 555-0{number:03d} or me@firm.example" if system == "tuned" and number < wrong else gold]

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.compare.differences import compare, labels
+from finetune.compare.page import render
 from finetune.compare.reading import flat, read
 from finetune.compare.terminal import show, spark
 from finetune.errors import RecipeError
@@ -59,6 +61,21 @@ def test_runs_that_share_some_rows_are_paired_on_those(tmp_path: Path) -> None:
     (pair,) = compare([read(str(one)), read(str(other))])["metrics"][0]["pairs"]
     assert (pair["shared"], pair["only_first"], pair["only_other"]) == (60, 20, 0)
     assert pair["difference"] == 12 / 60
+
+
+def test_shared_rows_asked_with_another_prompt_are_kept_and_counted(tmp_path: Path) -> None:
+    """Another chat template, another edition of the document: the difference may be the prompt's."""
+    one, other = two(tmp_path, wrong=8, reworded=12)
+    facts = compare([read(str(one)), read(str(other))])
+    (pair,) = facts["metrics"][0]["pairs"]
+    assert (pair["shared"], pair["different_prompt"], pair["difference"]) == (80, 12, 12 / 80)
+    out = io.StringIO()
+    show(facts, out)
+    for said in (facts["findings"][0], " ".join(out.getvalue().split()), render(facts)):
+        assert re.search("80 shared rows.{0,15}, 12 asked with another prompt", said)
+    same = compare([read(str(one)), read(str(one))])
+    assert same["metrics"][0]["pairs"][0]["different_prompt"] == 0
+    assert "prompt" not in same["findings"][0]
 
 
 def test_changed_answers_are_counted_and_shown_as_the_stricter_privacy_allows(tmp_path: Path) -> None:
