@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -31,6 +32,10 @@ def read_parquet(name: str, stream: BinaryIO, groups: tuple[int, int] | None, li
     number = line
     try:
         file = pq.ParquetFile(stream, pre_buffer=False, thrift_string_size_limit=1 << 26)
+        if twice := sorted(column for column, times in Counter(file.schema_arrow.names).items() if times > 1):
+            if line == 1:  # the file's other groups would say the same
+                yield from (_taken(name, 0, column) for column in twice)
+            return
         chosen = list(range(*(groups or (0, file.metadata.num_row_groups))))
         for batch in file.iter_batches(_BATCH, row_groups=chosen, use_threads=False):
             if batch.nbytes > 2 * LONGEST:
@@ -55,7 +60,7 @@ def _row(name: str, number: int, item: dict[str, Any]) -> Found:
 
 
 def _taken(name: str, number: int, column: str) -> BadInput:
-    rule = "two values of this row would have this column name, or it is our own name"
+    rule = "two values of a row would have this column name, or it is our own name"
     return bad(name, number, "column twice", rule, "rename one of the columns", column)
 
 

@@ -148,6 +148,17 @@ def test_parquet_is_read_by_row_groups_as_json_lines_are(items: list[dict[str, A
     assert [{**row, "_file": ""} for row in found] == [{**row, "_file": ""} for row in lines]
 
 
+@pytest.mark.parametrize("size", [1, 9])
+def test_a_parquet_with_two_columns_of_one_name_is_an_error(size: int) -> None:
+    """The first one's values were lost."""
+    stream = io.BytesIO()
+    table = pa.table([["1", "3"], ["2", "4"], ["x", "y"]], names=["a", "a", "b"])
+    pq.write_table(table, stream, row_group_size=size)
+    found, (wrong,) = read("a.parquet", stream.getvalue())
+    assert not found
+    assert (wrong.reason, wrong.problem.path, wrong.problem.value) == ("column twice", "a.parquet", "a")
+
+
 @quick
 @given(
     st.lists(st.lists(WORD, min_size=1, max_size=4), min_size=1, max_size=8), st.sampled_from(["paragraph", "document"])
