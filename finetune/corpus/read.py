@@ -15,6 +15,8 @@ from finetune.config.data import Form, Format, Source
 from finetune.corpus import blocks, documents, forms, html, layout, logs, office, parquet, tables
 from finetune.corpus.finding import PACKED, capped, find_documents, kind_of, list_files
 from finetune.corpus.obo import read_obo
+from finetune.corpus.personal.recognisers import KINDS
+from finetune.corpus.redact import redact_texts
 from finetune.corpus.streams import LINE_COST, LONGEST, BadInput, Line, SourceFile, bad, expanded, read_lines, read_text
 from finetune.corpus.tables import OURS, Found, Row
 from finetune.errors import Problem, RecipeError
@@ -22,6 +24,9 @@ from finetune.errors import Problem, RecipeError
 __all__ = [
     "BadInput", "Piece", "SourceFile", "capped", "find_documents", "lacking", "list_files", "pieces", "rows",
 ]  # fmt: skip
+
+_MOST_NAMES = 20
+"""Of columns, in a message."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,9 @@ def lacking(row: Row, needed: Iterable[str], source_name: str) -> BadInput | Non
         return None
     there = sorted(key for key in row if key not in OURS)
     close = difflib.get_close_matches(column, there, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    # Rows may be keyed by persons: addresses and numbers are names of columns then.
+    (*shown, hint), _ = redact_texts([*there[:_MOST_NAMES], f"did you mean {close[0]}? " if close else ""], KINDS)
+    more = f", and {len(there) - _MOST_NAMES} more" if len(there) > _MOST_NAMES else ""
     rule = f"the recipe uses this column of source {source_name}, and it is not here"
-    fix = f"{hint}the columns are {', '.join(there)}"
+    fix = f"{hint}the columns are {', '.join(shown)}{more}"
     return bad(row["_file"], int(row["_line"]), "missing column", rule, fix, column)

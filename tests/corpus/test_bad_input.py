@@ -157,6 +157,15 @@ def test_a_column_missing_in_one_row_is_told_with_that_row(corpus: Any) -> None:
     assert (problem.path, problem.value) == ("orders.jsonl:5", "action")
 
 
+def test_columns_named_after_persons_are_told_without_them_and_not_by_the_hundred(corpus: Any) -> None:
+    changed = rows(corpus)
+    changed[4] = {**{f"k{number:03}": "1" for number in range(199)}, "bo.ek@b-mail.com": "1"}
+    corpus.write_rows("orders.jsonl", changed)
+    problem = next(one for one in problems(corpus) if one.path == "orders.jsonl:5")
+    assert problem.fix.startswith("the columns are [EMAIL_1], k000,")
+    assert problem.fix.endswith(", k018, and 180 more")
+
+
 def test_duplicate_ids_are_told_with_both_lines(corpus: Any) -> None:
     corpus.write_rows("orders.jsonl", [*rows(corpus), {**rows(corpus)[3], "text": "another one"}])
     problem = the_problem(corpus)
