@@ -48,7 +48,8 @@ def read_txt(name: str, lines: Iterable[Line]) -> Iterator[Block | BadInput]:
 
 
 _ATX = re.compile(r"(#{1,6})\s+(.*)")
-_FENCE = re.compile(r"\s*(`{3,}|~{3,})")
+_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
+"""Its signs and what is said of the code; three backticks with others behind them are code within a line."""
 _SETEXT = re.compile(r"(=+|-{2,})\s*$")
 
 
@@ -67,7 +68,7 @@ def read_md(text: str) -> Blocks:
         mark = _FENCE.match(line)
         if mark and not fence:
             fence = mark.group(1)
-        elif mark and mark.group(1).startswith(fence):
+        elif mark and mark.group(1).startswith(fence) and not mark.group(2):
             fence = ""
         heading = None if fence else _ATX.match(line)
         if heading:

@@ -110,6 +110,15 @@ def test_markdown_is_cut_at_its_headings_with_their_path(tmp_path: Path) -> None
     assert "| 1 | 2 |" in rows[3]["text"]
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["````\n```\n# x\n```\n# y\n````", "```\n```python\n# x\n```", "~~~ `a`\n# x\n~~~~ ", "```a``` within a line"],
+)
+def test_a_fence_ends_at_one_of_its_signs_that_is_as_long_and_bare(code: str) -> None:
+    """Headings were taken out of code that shows Markdown, and a document behind ```a``` in a line was code."""
+    assert [(block.text, block.level) for block in read_md(f"{code}\n\n# End")] == [(code.rstrip(), 0), ("End", 1)]
+
+
 def test_html_keeps_text_lists_and_tables_and_leaves_out_the_rest(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.html", HTML, cut=Cut(by="heading"))
     assert [row["path"] for row in rows] == ["One", "One > Deep"]
