@@ -17,6 +17,8 @@ TRAINING = ("cpt", "sft", "dpo")
 _ORDER = (
     "base_zero_shot", "base_few_shot", "majority", "linear_baseline", "nearest_baseline", "sft", "tuned", "merged",
 )  # fmt: skip
+_FEW_WINDOWS = 8
+"""Below so many windows one odd page moves the perplexity of them all."""
 _FIGURES = (
     "score", "signed", "interval", "change", "percent", "count", "seconds", "brief", "money", "small", "perplexity",
     "p", "plain",
@@ -65,7 +67,8 @@ def environment(facts: Mapping[str, Any]) -> Environment:
     made.filters["stage_name"] = lambda name: t["stage"].get(name, name)
     made.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     made.globals.update(
-        worst_change=worst_change, best_score=best_score, gate_rule=gate_rule, terms=TERMS, code_line=code_line,
+        worst_change=worst_change, read_text=read_text, best_score=best_score, gate_rule=gate_rule, terms=TERMS,
+        code_line=code_line,
         rows_of=rows_of, detail_rows=lambda task: detail_rows(task, t), f=facts, t=t, systems=systems(facts),
         row_name=lambda name: row_name(name, places, facts, t), sections=sections(facts),
         row_id=lambda name: name if facts["privacy"] != "none" else "", codes=made_by(facts),
@@ -189,6 +192,16 @@ def gate_rule(name: str) -> str:
 def worst_change(facts: Mapping[str, Any]) -> float:
     """The largest rise of general perplexity over the kinds of text."""
     return max(float(value) for value in facts["general"]["change"].values())
+
+
+def read_text(facts: Mapping[str, Any], kind: str) -> str:
+    """On how much text of a kind perplexity was measured, and whether that is little; "" where it is not known."""
+    general, t = facts["general"], words(facts["language"])["general"]
+    if kind not in general.get("tokens", {}):
+        return ""
+    tokens, window = general["tokens"][kind], general["window"]
+    told = t["measured"].format(tokens=figures.count(tokens), window=figures.count(min(tokens, window)))
+    return str(told + (t["little"] if tokens < _FEW_WINDOWS * window else ""))
 
 
 def best_score(task: Mapping[str, Any]) -> float:

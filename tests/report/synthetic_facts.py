@@ -35,6 +35,8 @@ def make_facts(language: str = "en", rows: int = 96, gate: str = "pass", accepte
         "perplexity_base": {"speeches": 21.44, "glosses": 148.2},
         "perplexity_tuned": {"speeches": 21.44 * 0.987, "glosses": 148.2 * (1 + rise)},
         "change": {"speeches": -0.013, "glosses": rise},
+        "tokens": {"speeches": 19_968, "glosses": 200},
+        "window": 512,
     }
     gates = [
         {"name": "gain_above", "value": tasks[0]["ci95"][0], "limit": 0.0, "status": "pass"},

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from finetune.report import markdown
+from finetune.report import markdown, page
 from tests.report.spelling import numbers, spelled, stands_in, strangers
 from tests.report.synthetic_facts import make_facts
 
@@ -52,3 +52,18 @@ def test_a_vetoed_quantised_model_is_named_with_its_number_and_none_is_told_of_w
     assert "8 bit is not" not in markdown.render(facts)
     del facts["export"]
     assert "Quantised" not in markdown.render(facts)
+
+
+@pytest.mark.parametrize(("language", "much", "little"), [
+    ("en", "speeches (measured on 19,968 tokens, read 512 at a time) |",
+     "glosses (measured on 200 tokens, read 200 at a time; so little text that the change is uncertain) |"),
+    ("zh", "speeches (在 19,968 个词元上测得，每次读取 512 个) |",
+     "glosses (在 200 个词元上测得，每次读取 200 个；文本过少，变化值并不可靠) |"),
+])  # fmt: skip
+def test_on_how_much_text_forgetting_was_measured_is_said(language: str, much: str, little: str) -> None:
+    """A gate passed on one window of 200 tokens, and nobody was told."""
+    facts = make_facts(language)
+    told = markdown.render(facts)
+    assert much in told
+    assert little in told
+    assert all(said.partition(" (")[2].removesuffix(") |") in page.render(facts) for said in (much, little))
