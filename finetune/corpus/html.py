@@ -12,6 +12,7 @@ _NOT_TEXT = (
     "textarea",
 )  # fmt: skip
 """Not forms: some systems put the whole page into one."""
+_HIDES = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE)
 _BLOCKS = {
     "h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "blockquote", "dt", "dd", "figcaption", "caption", "div", "section",
     "article", "main", "body", "td", "th", "header", "footer", "aside", "center", "address", "ul", "ol", "dl", "table",
@@ -25,7 +26,7 @@ _WIDEST = 100
 
 
 def read_html(name: str, text: str) -> Blocks | BadInput:
-    """Block elements in order; scripts, styles and navigation are left out; a table row is one block.
+    """Block elements in order; scripts, styles, navigation and what is hidden are left out; a table row is one block.
 
     A merged cell stands once, at its first place; its other places are empty. A row with text in one cell only is a
     frame for a layout: what is in it is read as if it stood alone.
@@ -38,6 +39,8 @@ def read_html(name: str, text: str) -> Blocks | BadInput:
         return bad(name, 0, "document too long", rule, "divide it into several files")
     soup = BeautifulSoup(text, "lxml")
     for tag in soup.find_all(_NOT_TEXT):
+        tag.decompose()
+    for tag in soup.find_all(_hidden):
         tag.decompose()
     pieces: list[tuple[str, int]] = []
     running: list[str] = []
@@ -93,6 +96,14 @@ def read_html(name: str, text: str) -> Blocks | BadInput:
         return bad(name, 0, "nested too deeply", "this HTML is nested too deeply", "tidy it, or take it out")
     close()
     return [Block(piece, number, level) for number, (piece, level) in enumerate(pieces, start=1)]
+
+
+def _hidden(tag: Any) -> bool:
+    """By its own attributes, not by a style sheet. Scripts hide a page until it is loaded: then it is its text."""
+    if tag.name in ("html", "body"):
+        return False
+    unfound = "hidden" in tag.attrs and str(tag["hidden"]).lower() != "until-found"
+    return unfound or _HIDES.search(str(tag.get("style") or "")) is not None
 
 
 def _filled(cells: list[tuple[str, int, int]], spans: dict[int, int]) -> Iterator[str]:

@@ -64,8 +64,8 @@ def _printable(text: str) -> str:
 def read_docx(name: str, stream: BinaryIO) -> Blocks | BadInput:
     """Paragraphs, headings by their style and table rows, in document order, content controls and insertions included.
 
-    A merged cell stands once, at its first place; a table within a cell stands in parentheses. Headers, footers, notes
-    and comments are no part of the text.
+    A merged cell stands once, at its first place; a table within a cell stands in parentheses. Headers, footers, notes,
+    comments and runs that are marked as hidden are no part of the text.
     """
     import docx
     from docx.opc.exceptions import OpcError
@@ -136,9 +136,14 @@ def _text(paragraph: Any) -> str:
             parts.append(_SIGNS[child.tag])
         elif child.tag == _PARAGRAPH:
             parts.append(f"\n{_text(child)}\n")
-        elif child.tag not in _TWICE:
+        elif child.tag not in _TWICE and not _hidden(child):
             parts.append(_text(child))
     return "".join(parts)
+
+
+def _hidden(element: Any) -> bool:
+    mark = element.find(f"{_W}rPr/{_W}vanish")
+    return mark is not None and mark.get(f"{_W}val", "true") not in ("0", "false", "off")
 
 
 def _rows(table: Any) -> Iterator[list[str]]:

@@ -142,6 +142,24 @@ def test_docx_is_cut_at_its_heading_styles_and_keeps_tables(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_hidden_text_is_no_text(tmp_path: Path) -> None:
+    """As of the templates, terms for search engines and notes of an author that no reader of the page sees."""
+    import docx
+
+    page = (
+        '<body style="visibility:hidden"><p>a <span style="COLOR:red; Display : none">no</span>b</p>'
+        '<div hidden>no</div><div style="visibility:hidden"><p hidden>no</p></div><p style="display:block">c</p>'
+        '<p hidden="until-found">d</p>'
+    )
+    assert [row["text"] for row in read(tmp_path, "a.html", page)] == ["a b\n\nc\n\nd"]
+    document = docx.Document()
+    paragraph = document.add_paragraph("a ")
+    for text, hidden in (("no", True), ("b", False), (" c", None)):
+        paragraph.add_run(text).font.hidden = hidden
+    document.save(str(tmp_path / "written.docx"))
+    assert [row["text"] for row in read(tmp_path, "a.docx", (tmp_path / "written.docx").read_bytes())] == ["a b c"]
+
+
 def test_pdf_gives_a_row_for_each_page(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.pdf", pdf_bytes(["first page", "second page"]), cut=Cut(by="page"))
     assert [(row["text"], row["_line"]) for row in rows] == [("first page", "1"), ("second page", "2")]
