@@ -27,6 +27,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.corpus.make import DATA, records  # noqa: E402 - started as a script, this file has to say where it is
+from benchmarks.corpus.run import machine  # noqa: E402
 from finetune.artifacts import write_whole  # noqa: E402
 
 _TEXTS = ("legal/us_constitution.txt", "legal/cfr_34_part_99.txt", "legal/cfr_34_part_668.txt")
@@ -51,7 +52,7 @@ def main() -> int:
     rows = sum(block.count(b"\n") for block in _blocks(path))
     told: dict[str, Any] = {
         "gb": round(path.stat().st_size / 1e9, 2), "rows": rows, "body": options.body, "words": options.words,
-        "workers": options.workers, "date": str(datetime.now(UTC).date()), "runs": [],
+        "workers": options.workers, "machine": machine(), "runs": [],
     }  # fmt: skip
     half = path.stat().st_size // _PIECE // 2
     work = options.folder / "work"

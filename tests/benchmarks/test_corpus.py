@@ -78,11 +78,16 @@ def test_processes_that_their_parent_does_not_wait_for_are_measured_too(parent: 
 
 
 def test_every_committed_result_is_whole_and_says_where_it_was_measured() -> None:
-    files = sorted((run.HERE / "results").glob("*.json"))
-    assert files
-    for file in files:
+    small, large = (sorted((run.HERE / "results").glob(f"*-{kind}.json")) for kind in ("cpu", "large"))
+    assert small
+    assert large
+    for file in small:
         results = json.loads(file.read_text(encoding="utf-8"))
         assert {"cpu", "cores", "date"} <= results["machine"].keys()
         for rows, cells in results.items():
             for name, cell in cells.items() if rows.isdigit() else ():
                 assert {"wall_s", "cpu_s", "peak_mib", "rows_out"} <= cell.keys(), name
+    for told in (told for file in large for told in json.loads(file.read_text(encoding="utf-8"))):
+        assert {"cpu", "cores", "date"} <= told["machine"].keys()
+        assert told["gb"] > 0 < told["rows"]
+        assert all(one["wall_s"] > 0 < one["peak_mib"]["all"] for one in told["runs"])
